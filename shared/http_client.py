@@ -1,0 +1,246 @@
+"""The only place that imports httpx: its API on the aiohttp transport, with a bound on every wait and size."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+from pydantic import BaseModel, ValidationError
+
+from shared import tracing
+from shared.contracts.message import Contract
+from shared.errors import ParleyError, Transient
+from shared.resource import Resource
+
+CallFailure = Literal["connect", "timeout", "lost", "protocol", "too_large"]
+
+_INTERNAL_BODY_BYTES_MAX: Final = 64 * 2**20
+_PEER_IDLE_SECONDS: Final = 4.0
+"""A service that drains closes what was idle throughout its DRAIN_DELAY_SECONDS: until then we have let go of it."""
+
+
+class CallFailed(Transient):
+    """No whole answer came. `maybe_sent` tells whether the peer may have acted on the request."""
+
+    def __init__(self, kind: CallFailure, *, maybe_sent: bool) -> None:
+        super().__init__(f"the call failed: {kind}")
+        self.kind: CallFailure = kind
+        self.maybe_sent = maybe_sent
+
+
+class PeerRefused(ParleyError):
+    """A service of ours answered with a problem: its status and its code."""
+
+    def __init__(self, peer: str, status: int, code: str) -> None:
+        super().__init__(f"{peer} answered {status} {code}")
+        self.status = status
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds: to connect (a free connection included), and between two reads."""
+
+    connect_seconds: float = 5.0
+    read_seconds: float = 30.0
+
+    def for_httpx(self) -> httpx.Timeout:
+        return httpx.Timeout(
+            connect=self.connect_seconds,
+            read=self.read_seconds,
+            write=self.read_seconds,
+            pool=self.connect_seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Response:
+    """A whole answer. Header names are lower-case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class StreamedResponse:
+    """An answer whose body is read while it arrives."""
+
+    def __init__(self, response: httpx.Response, *, read_seconds: float, body_bytes_max: int) -> None:
+        self.status = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+        self._response = response
+        self._read_seconds = read_seconds
+        self._body_bytes_max = body_bytes_max
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives; raises CallFailed when it stalls, is cut, or grows over the limit."""
+        received_bytes = 0
+        arriving = self._response.aiter_bytes()
+        while (chunk := await self._next(arriving)) is not None:
+            received_bytes += len(chunk)
+            if received_bytes > self._body_bytes_max:
+                raise CallFailed("too_large", maybe_sent=True)
+            yield chunk
+
+    async def _next(self, arriving: AsyncIterator[bytes]) -> bytes | None:
+        # The transport's own read timeout does not fire once broken chunked framing has stopped its parser.
+        with _failures_named():
+            async with asyncio.timeout(self._read_seconds):
+                return await anext(arriving, None)
+
+    async def read(self) -> bytes:
+        """The whole body."""
+        return b"".join([chunk async for chunk in self.chunks()])
+
+
+class HttpClient(Resource):
+    """One pool of connections for a process. No cookies, no redirects, no retries."""
+
+    def __init__(self, *, connections_max: int = 1000, idle_seconds: float = _PEER_IDLE_SECONDS) -> None:
+        self._connections_max = connections_max
+        self._idle_seconds = idle_seconds
+        self._client: httpx.AsyncClient | None = None
+
+    async def start(self) -> None:
+        # The pool's size and the cookies are the transport's: limits of the client itself are not used, and its
+        # session would send one account's cookies with the next one's call.
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._connections_max, keepalive_timeout=self._idle_seconds),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        self._client = httpx.AsyncClient(transport=AiohttpTransport(client=session), follow_redirects=False)
+
+    async def stop(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        timeouts: Timeouts | None = None,
+        total_seconds: float,
+        body_bytes_max: int = _INTERNAL_BODY_BYTES_MAX,
+    ) -> Response:
+        """The whole answer within `total_seconds`, or CallFailed."""
+        try:
+            async with (
+                asyncio.timeout(total_seconds),
+                self.stream(
+                    method,
+                    url,
+                    headers=headers,
+                    content=content,
+                    timeouts=timeouts or Timeouts(read_seconds=total_seconds),
+                    body_bytes_max=body_bytes_max,
+                ) as streamed,
+            ):
+                return Response(streamed.status, streamed.headers, await streamed.read())
+        except TimeoutError:
+            raise CallFailed("timeout", maybe_sent=True) from None
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        timeouts: Timeouts,
+        body_bytes_max: int,
+    ) -> AsyncIterator[StreamedResponse]:
+        """An answer once its headers are here; leaving the block ends the connection if the body is not read."""
+        assert self._client is not None, "the HTTP client has not been started"
+        self._client.cookies.clear()
+        request = self._client.build_request(
+            method, url, headers=tracing.outgoing(headers), content=content, timeout=timeouts.for_httpx()
+        )
+        with _failures_named():
+            response = await self._client.send(request, stream=True)
+        try:
+            yield StreamedResponse(response, read_seconds=timeouts.read_seconds, body_bytes_max=body_bytes_max)
+        finally:
+            await response.aclose()
+
+
+@contextmanager
+def _failures_named() -> Iterator[None]:
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise _classify(error.__cause__ or error) from error
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise _classify(error) from error
+
+
+def _classify(cause: BaseException) -> CallFailed:
+    """By the transport's own error: httpx's classes name a lost answer and a refused connection alike."""
+    if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        return CallFailed("connect", maybe_sent=False)
+    if isinstance(cause, TimeoutError | httpx.TimeoutException):
+        return CallFailed("timeout", maybe_sent=True)
+    if isinstance(cause, aiohttp.ClientResponseError | ValueError):
+        return CallFailed("protocol", maybe_sent=True)
+    return CallFailed("lost", maybe_sent=True)
+
+
+class _ProblemBody(Contract):
+    code: str = "unknown"
+
+
+class InternalApi:
+    """Calls to one peer service, with the service token and the account that what is asked belongs to."""
+
+    def __init__(
+        self, client: HttpClient, base_url: str, service_token: str, *, peer: str, total_seconds: float = 5.0
+    ) -> None:
+        self._client = client
+        self._base_url = base_url
+        self._authorization = f"Bearer {service_token}"
+        self._peer = peer
+        self._total_seconds = total_seconds
+
+    async def get(
+        self, path: str, *, account_id: str | None = None, params: Mapping[str, str | int] | None = None
+    ) -> bytes:
+        """The body of a 2xx answer."""
+        query = f"?{httpx.QueryParams(dict(params))}" if params else ""
+        return await self._call("GET", path + query, account_id, None)
+
+    async def post(self, path: str, body: BaseModel, *, account_id: str | None = None) -> bytes:
+        """The body of a 2xx answer."""
+        return await self._call("POST", path, account_id, body.model_dump_json().encode())
+
+    async def _call(self, method: str, path: str, account_id: str | None, content: bytes | None) -> bytes:
+        headers = {"authorization": self._authorization}
+        if account_id is not None:
+            headers["parley-account"] = account_id
+        if content is not None:
+            headers["content-type"] = "application/json"
+        with tracing.calling(method, self._peer) as step:
+            response = await self._client.request(
+                method, self._base_url + path, headers=headers, content=content, total_seconds=self._total_seconds
+            )
+            step.set({"http.response.status_code": response.status})
+        if response.status < 300:
+            return response.body
+        if response.status >= 500:
+            raise CallFailed("protocol", maybe_sent=True)
+        raise PeerRefused(self._peer, response.status, _code_of(response.body))
+
+
+def _code_of(body: bytes) -> str:
+    try:
+        return _ProblemBody.model_validate_json(body).code
+    except ValidationError:
+        return "unknown"

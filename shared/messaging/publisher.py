@@ -1,0 +1,160 @@
+"""Publishing: confirmed for what is owed, fire-and-forget for what is best effort."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from typing import Final, Literal, TypeAlias
+
+import aio_pika
+from aio_pika.abc import AbstractRobustExchange
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelPreconditionFailed
+
+from shared import failpoints, tracing
+from shared.contracts.message import Message
+from shared.errors import Transient, Unprocessable
+from shared.logs import get_logger
+from shared.messaging.broker import Broker, is_cancelled
+from shared.messaging.codec import encode
+from shared.messaging.topology import EXCHANGE
+from shared.metrics import counter
+from shared.resource import Resource
+
+log = get_logger(__name__)
+
+Published: TypeAlias = Literal["confirmed", "unconfirmed", "refused"]
+"""`unconfirmed` may be tried again; `refused` is larger than any message that the broker takes."""
+
+_CONFIRM_TIMEOUT_SECONDS: Final = 5.0
+_BEST_EFFORT_BUFFER_MAX: Final = 10_000
+
+_TOO_LARGE: Final = re.compile(r"message size \d+ is larger than (?:configured )?max size (\d+)")
+"""With this the broker closes the channel, and every publish that waits there for its confirm hears it."""
+
+_published = counter("messages_published", "Messages by type and outcome.", ("type", "outcome"))
+
+
+class Publisher(Resource):
+    """Sends messages through one confirming and one plain channel."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._confirmed: AbstractRobustExchange | None = None
+        self._plain: AbstractRobustExchange | None = None
+        self._best_effort: asyncio.Queue[Message] = asyncio.Queue(_BEST_EFFORT_BUFFER_MAX)
+        self._sender: asyncio.Task[None] | None = None
+        self._body_bytes_max: int | None = None
+        """As the broker said when it last refused one. Sending another would close the channel for all others again."""
+
+    async def start(self) -> None:
+        # Only a restart changes the broker's limit.
+        self._broker.on_reconnect(self._forget_limit)
+        confirming = await self._broker.publishing_channel(confirms=True)
+        plain = await self._broker.publishing_channel(confirms=False)
+        self._confirmed = await confirming.declare_exchange(EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True)
+        self._plain = await plain.declare_exchange(EXCHANGE, aio_pika.ExchangeType.TOPIC, durable=True)
+        self._sender = asyncio.create_task(self._send_best_effort())
+
+    async def stop(self) -> None:
+        if self._sender is not None:
+            self._sender.cancel()
+            await asyncio.gather(self._sender, return_exceptions=True)
+
+    async def publish(self, *messages: Message) -> None:
+        """Return when the broker has confirmed every one of them; raise Transient where it has not, Unprocessable
+        where it never will."""
+        outcomes = await self.publish_each(messages)
+        if "unconfirmed" in outcomes:
+            raise Transient("the broker did not confirm every message")
+        if "refused" in outcomes:
+            message = messages[outcomes.index("refused")]
+            raise Unprocessable(f"message_too_large: {message.type} is larger than the broker's max_message_size")
+
+    async def publish_each(self, messages: Sequence[Message]) -> list[Published]:
+        """What became of each of them, in their order. All are under way at the same time."""
+        if len(messages) == 1:
+            return [await self._publish_confirmed(messages[0])]
+        return await asyncio.gather(*(self._publish_confirmed(message) for message in messages))
+
+    def send(self, message: Message) -> None:
+        """Publish it some time soon, or drop it where the broker is away or slower than we are."""
+        try:
+            self._best_effort.put_nowait(message)
+        except asyncio.QueueFull:
+            _published.labels(message.type, "dropped").inc()
+
+    async def _publish_confirmed(self, message: Message) -> Published:
+        failpoints.reach(f"publish.{message.type}.before")
+        with tracing.publishing(message, EXCHANGE) as step:
+            outcome = await self._outcome(message)
+            if outcome != "confirmed":
+                step.fail(outcome)
+        _published.labels(message.type, outcome).inc()
+        if outcome == "confirmed":
+            failpoints.reach(f"publish.{message.type}.after")
+        return outcome
+
+    async def _outcome(self, message: Message) -> Published:
+        assert self._confirmed is not None, "the publisher has not been started"
+        encoded = encode(message)
+        if self._is_too_large(encoded):
+            return self._refused(message, encoded)
+        tracing.inject(encoded.headers)
+        try:
+            # The outer timeout bounds the wait for a lost connection, which the library's own does not cover.
+            async with asyncio.timeout(_CONFIRM_TIMEOUT_SECONDS):
+                await self._confirmed.publish(
+                    encoded,
+                    routing_key=message.type,
+                    mandatory=bool(message.queues),
+                    timeout=_CONFIRM_TIMEOUT_SECONDS,
+                )
+        except CONNECTION_EXCEPTIONS as error:
+            self._learn_limit(error)
+            if self._is_too_large(encoded):
+                return self._refused(message, encoded)
+            log.warning("message.unconfirmed", type=message.type, ce_id=message.id, error=type(error).__name__)
+            return "unconfirmed"
+        except asyncio.CancelledError:
+            # A dying connection cancels its waiters; only a cancellation of this very task goes on.
+            if is_cancelled():
+                raise
+            return "unconfirmed"
+        return "confirmed"
+
+    def _refused(self, message: Message, encoded: aio_pika.Message) -> Published:
+        log.error(
+            "message.too_large",
+            type=message.type,
+            ce_id=message.id,
+            body_bytes=len(encoded.body),
+            max_message_size=self._body_bytes_max,
+        )
+        return "refused"
+
+    def _is_too_large(self, encoded: aio_pika.Message) -> bool:
+        return self._body_bytes_max is not None and len(encoded.body) > self._body_bytes_max
+
+    def _learn_limit(self, error: BaseException) -> None:
+        said = _TOO_LARGE.search(str(error)) if isinstance(error, ChannelPreconditionFailed) else None
+        if said:
+            self._body_bytes_max = int(said[1])
+
+    def _forget_limit(self) -> None:
+        self._body_bytes_max = None
+
+    async def _send_best_effort(self) -> None:
+        assert self._plain is not None
+        while True:
+            message = await self._best_effort.get()
+            try:
+                async with asyncio.timeout(_CONFIRM_TIMEOUT_SECONDS):
+                    await self._plain.publish(encode(message), routing_key=message.type, mandatory=False)
+                _published.labels(message.type, "sent").inc()
+            except CONNECTION_EXCEPTIONS:
+                _published.labels(message.type, "dropped").inc()
+            except asyncio.CancelledError:
+                if is_cancelled():
+                    raise
+                _published.labels(message.type, "dropped").inc()

@@ -1,0 +1,29 @@
+"""The only place that imports prometheus_client: makers of metrics, and their text form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+def counter(name: str, description: str, labels: Sequence[str] = ()) -> Counter:
+    """A count that only grows, `parley_<name>_total`."""
+    return Counter(f"parley_{name}", description, labels)
+
+
+def gauge(name: str, description: str, labels: Sequence[str] = ()) -> Gauge:
+    """A value that goes up and down, `parley_<name>`."""
+    return Gauge(f"parley_{name}", description, labels)
+
+
+def histogram(name: str, description: str, labels: Sequence[str] = ()) -> Histogram:
+    """A distribution of durations in seconds, `parley_<name>`."""
+    return Histogram(f"parley_{name}", description, labels, buckets=_SECONDS_BUCKETS)
+
+
+def exposition() -> tuple[bytes, str]:
+    """Every metric of this process in the text format, and its content type."""
+    return generate_latest(REGISTRY), CONTENT_TYPE_LATEST

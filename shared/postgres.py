@@ -1,0 +1,149 @@
+"""The only place that imports asyncpg: a pool with a bound on every wait, and two kinds of error."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
+from typing import Any, TypeAlias
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from shared.errors import ParleyError, Transient
+from shared.logs import get_logger
+from shared.resource import Resource
+
+log = get_logger(__name__)
+
+Record: TypeAlias = asyncpg.Record
+Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
+
+_CLOSE_SECONDS = 2.0
+_RETRYABLE_STATES = ("08", "40", "53", "57", "25006", "55P03")
+"""Connection, rollback, resources, operator intervention, read-only (a failover), lock not available."""
+
+
+class DatabaseUnavailable(Transient):
+    """The database did not answer, or asks to try again."""
+
+    def __init__(self, sqlstate: str | None = None) -> None:
+        super().__init__("the database is not available" + (f" (sqlstate {sqlstate})" if sqlstate else ""))
+        self.sqlstate = sqlstate
+
+
+class DatabaseRefused(ParleyError):
+    """The statement or its data is wrong: the same again would fail again. Carries no value of any row."""
+
+    def __init__(self, sqlstate: str | None, constraint: str | None) -> None:
+        super().__init__(f"the database refused a statement (sqlstate {sqlstate}, constraint {constraint})")
+        self.sqlstate = sqlstate
+        self.constraint_name = constraint
+
+
+class Database(Resource):
+    """One service's database. Every statement, wait for a connection and idle transaction has an end."""
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        service: str,
+        pool_max: int = 10,
+        acquire_timeout_seconds: float = 2.0,
+        statement_timeout_seconds: float = 10.0,
+    ) -> None:
+        self._dsn = dsn
+        self._service = service
+        self._pool_max = pool_max
+        self._acquire_timeout_seconds = acquire_timeout_seconds
+        self._statement_timeout_seconds = statement_timeout_seconds
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+
+    async def start(self) -> None:
+        milliseconds = str(int(self._statement_timeout_seconds * 1000))
+        with _translated():
+            self._pool = await asyncpg.create_pool(
+                self._dsn,
+                min_size=1,
+                max_size=self._pool_max,
+                timeout=5,
+                command_timeout=self._statement_timeout_seconds + 2,
+                # No session state is used (locks are the transaction's), so the round trip that clears it is saved.
+                reset=_keep_session,
+                server_settings={
+                    "application_name": f"parley-{self._service}",
+                    "statement_timeout": milliseconds,
+                    "idle_in_transaction_session_timeout": milliseconds,
+                    "jit": "off",
+                    # A plan that was cached while its tables were empty reads them whole, and stays for ever.
+                    "enable_seqscan": "off",
+                },
+            )
+
+    async def stop(self) -> None:
+        if self._pool is None:
+            return
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._pool.close()
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            self._pool.terminate()
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection of the pool; waits for one at most the acquire timeout."""
+        if self._pool is None:
+            raise DatabaseUnavailable
+        with _translated():
+            async with self._pool.acquire(timeout=self._acquire_timeout_seconds) as connection:
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A connection inside a transaction: committed at the end, rolled back by an exception."""
+        async with self.connection() as connection, connection.transaction():
+            yield connection
+
+    async def fetch(self, sql: str, *args: object) -> list[Record]:
+        async with self.connection() as connection:
+            return await connection.fetch(sql, *args)
+
+    async def fetchrow(self, sql: str, *args: object) -> Record | None:
+        async with self.connection() as connection:
+            return await connection.fetchrow(sql, *args)
+
+    async def fetchval(self, sql: str, *args: object) -> Any:
+        async with self.connection() as connection:
+            return await connection.fetchval(sql, *args)
+
+    async def execute(self, sql: str, *args: object) -> str:
+        """The command tag, such as `UPDATE 3`."""
+        async with self.connection() as connection:
+            return await connection.execute(sql, *args)
+
+    async def now(self) -> datetime:
+        """The instant on the database's clock."""
+        instant: datetime = await self.fetchval("SELECT clock_timestamp()")
+        return instant
+
+
+async def _keep_session(_connection: object) -> None:
+    return None
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what the driver raises into our two kinds; an exception of the caller's own passes untouched."""
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        sqlstate = getattr(error, "sqlstate", None)
+        if sqlstate is None or sqlstate.startswith(_RETRYABLE_STATES):
+            raise DatabaseUnavailable(sqlstate) from error
+        raise DatabaseRefused(sqlstate, getattr(error, "constraint_name", None)) from error
+    except asyncpg.DataError as error:
+        raise DatabaseRefused("22000", None) from error
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
+        raise DatabaseUnavailable from error

@@ -1,0 +1,343 @@
+"""One runtime for all four services: settings, signals, start in order, readiness, drain, stop in reverse."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+from shared import failpoints, logs, operations, tracing
+from shared.clock import Clock, DatabaseClock, SystemClock
+from shared.config import ServiceSettings, load, load_only
+from shared.errors import ParleyError, Transient
+from shared.http import HttpServer, ops_app
+from shared.messaging.parking import Parking
+from shared.metrics import counter, gauge
+from shared.migrate import check, migrate, read_migrations
+from shared.postgres import Database, DatabaseUnavailable
+from shared.resource import Patience, Resource
+
+log = logs.get_logger(__name__)
+
+STOP_SECONDS_MAX: Final = 10.0
+"""For all that follows DRAIN_SECONDS: a broker or database that does not answer must not keep the process."""
+_STOP_SECONDS_MIN: Final = 0.2
+_CANCEL_SECONDS: Final = 1.0
+_RESTART_SECONDS: Final = 1.0
+_DATABASE_RETRY_SECONDS: Final = 0.5
+_COUNT_SECONDS: Final = 15.0
+
+_turns = counter("loop_turns", "Turns of a periodic task.", ("loop", "outcome"))
+_ready = gauge("ready", "1 while this process is ready.")
+
+
+class HasDatabaseUrl(Protocol):
+    """What the runtime needs of a service's settings beyond the common ones."""
+
+    @property
+    def database_url(self) -> Any: ...
+
+
+SettingsType = TypeVar("SettingsType", bound=ServiceSettings)
+
+
+@dataclass(frozen=True)
+class App:
+    """A service as its `build` wired it: resources in the order of starting, and what must hold to be ready."""
+
+    name: str
+    database: Database
+    resources: Sequence[Resource]
+    checks: Mapping[str, Callable[[], bool]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand of a service: its help, its arguments, and what it does with the settings."""
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Any, argparse.Namespace], Awaitable[int]]
+
+
+class Periodic(Resource):
+    """Runs a function every `interval_seconds`, or at once when woken. A failed turn waits for the next."""
+
+    def __init__(
+        self, name: str, function: Callable[[], Awaitable[None]], interval_seconds: float, *, clock: Clock | None = None
+    ) -> None:
+        self._name = name
+        self._function = function
+        self._interval_seconds = interval_seconds
+        self._clock = clock or SystemClock()
+        self._woken = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        for outcome in ("done", "postponed", "failed"):  # a rate needs the zero before the first
+            _turns.labels(name, outcome)
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name=self._name)
+
+    async def stop(self) -> None:
+        await _cancel(self._task)
+
+    def wake(self) -> None:
+        """Run the next turn now."""
+        self._woken.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self._wait()
+            try:
+                await self._function()
+                _turns.labels(self._name, "done").inc()
+            except Transient as error:
+                _turns.labels(self._name, "postponed").inc()
+                log.warning("loop.postponed", loop=self._name, error=str(error))
+            except Exception as error:
+                _turns.labels(self._name, "failed").inc()
+                log.error("loop.failed", loop=self._name, exc_info=error)
+
+    async def _wait(self) -> None:
+        # Replicas that started together do not all sweep in the same instant.
+        sleeping = asyncio.ensure_future(self._clock.sleep(self._interval_seconds * random.uniform(0.9, 1.1)))
+        waking = asyncio.ensure_future(self._woken.wait())
+        try:
+            await asyncio.wait({sleeping, waking}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeping.cancel()
+            waking.cancel()
+            self._woken.clear()
+
+
+class Background(Resource):
+    """A coroutine for the life of the process; when it raises it is logged and started again after a pause."""
+
+    def __init__(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        self._name = name
+        self._run_once = run
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name=self._name)
+
+    async def stop(self) -> None:
+        await _cancel(self._task)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._run_once()
+            except Exception as error:
+                log.error("background.failed", background=self._name, exc_info=error)
+            await asyncio.sleep(_RESTART_SECONDS)
+
+
+async def _cancel(task: asyncio.Task[None] | None) -> None:
+    """A driver takes long to let go of a database that does not answer: the others are not kept waiting for that."""
+    if task is not None:
+        task.cancel()
+        await asyncio.wait({task}, timeout=_CANCEL_SECONDS)
+
+
+class FollowedClock(Background):
+    """Reads the database's clock before anything that asks for the time starts, and follows it from then on."""
+
+    def __init__(self, clock: DatabaseClock) -> None:
+        super().__init__("clock", clock.resample_forever)
+        self._clock = clock
+
+    async def start(self) -> None:
+        await self._clock.sample()
+        await super().start()
+
+
+def main(
+    name: str,
+    settings_class: type[SettingsType],
+    build: Callable[[SettingsType], App],
+    *,
+    migrations: Path,
+    commands: Mapping[str, Command] | None = None,
+) -> None:
+    """The entry point of a service: `serve` (the default), `migrate`, `parked`, and its own commands."""
+    known = dict(commands or {})
+    arguments = _parser(name, known).parse_args()
+    settings = _load_settings(settings_class, arguments)
+    logs.configure(name, settings.log_level)
+    try:
+        failpoints.arm(settings.failpoints)
+        raise SystemExit(asyncio.run(_dispatch(name, settings, build, migrations, known, arguments)))
+    except ParleyError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(1) from None
+    except Exception as error:  # a bare traceback would quote a row or a password
+        log.error("process.failed", exc_info=error)
+        raise SystemExit(1) from None
+
+
+def _load_settings(settings_class: type[ServiceSettings], arguments: argparse.Namespace) -> Any:
+    """Who mends a database or its parked messages needs no keys of providers to do it."""
+    match arguments.command:
+        case "migrate":
+            return load_only(settings_class, "database_url", "log_level", "failpoints")
+        case "parked":
+            bus = ("amqp_url",) if arguments.action == "replay" else ()
+            return load_only(settings_class, "database_url", "log_level", "failpoints", *bus)
+        case _:
+            return load(settings_class)
+
+
+async def _dispatch(
+    name: str,
+    settings: Any,
+    build: Callable[[Any], App],
+    migrations: Path,
+    commands: Mapping[str, Command],
+    arguments: argparse.Namespace,
+) -> int:
+    match arguments.command:
+        case None | "serve":
+            if settings.otel_exporter_otlp_endpoint:
+                tracing.configure(name)
+            try:
+                return await serve(build(settings), settings, migrations)
+            finally:
+                tracing.shutdown()
+        case "migrate":
+            return await _migrate(name, settings, migrations, check_only=arguments.check)
+        case "parked":
+            return await operations.run_parked(name, settings, arguments)
+        case own:
+            return await commands[own].run(settings, arguments)
+
+
+async def serve(app: App, settings: ServiceSettings, migrations: Path) -> int:
+    """Run until SIGTERM or SIGINT; then drain and stop. A second signal hurries that: nothing is waited for."""
+    stopping, patience = asyncio.Event(), Patience()
+
+    def stop_or_hurry() -> None:
+        if stopping.is_set():
+            patience.lose()
+            for resource in app.resources:
+                resource.hurry()
+        stopping.set()
+
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stop_or_hurry)
+    serving = False
+    checks = {"serving": lambda: serving and not stopping.is_set(), **app.checks}
+    ops = HttpServer(ops_app(checks), host=settings.http_host, port=settings.ops_port, drain_seconds=1)
+    started: list[Resource] = []
+    try:
+        await _start_one(ops, started)
+        starting = asyncio.create_task(_start(app, migrations, started))
+        if await _first(starting, stopping):
+            serving = True
+            _ready.set(1)
+            log.info("service.ready", name=app.name)
+            await stopping.wait()
+            _ready.set(0)
+            await _drain(app, settings.drain_delay_seconds, patience)
+    finally:
+        all_stopped = await _stop(started, settings.drain_seconds)
+    log.info("service.stopped", name=app.name)
+    return 0 if all_stopped else 1
+
+
+async def _drain(app: App, delay_seconds: float, patience: Patience) -> None:
+    log.info("service.draining", name=app.name)
+    for resource in app.resources:
+        resource.enter_lame_duck()
+    # Who has no listener has nobody to wait for.
+    if any(isinstance(resource, HttpServer) for resource in app.resources):
+        await patience.wait(asyncio.sleep(delay_seconds), delay_seconds)
+    for resource in app.resources:
+        resource.drain()
+
+
+async def _stop(started: Sequence[Resource], drain_seconds: float) -> bool:
+    """Stop in reverse order within the time budget; what does not end in time is left. Whether nothing failed."""
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + drain_seconds + STOP_SECONDS_MAX
+    all_stopped = True
+    for resource in reversed(started):
+        try:
+            async with asyncio.timeout_at(max(ends_at, loop.time() + _STOP_SECONDS_MIN)):
+                await resource.stop()
+        except (TimeoutError, asyncio.CancelledError):
+            # Nobody cancels this task but the timeout; but a driver's dying connection may cancel who waits for it.
+            log.warning("resource.left", resource=type(resource).__name__)
+        except Exception as error:
+            all_stopped = False
+            log.error("resource.failed", resource=type(resource).__name__, exc_info=error)
+    return all_stopped
+
+
+async def _start(app: App, migrations: Path, started: list[Resource]) -> None:
+    await _start_database(app.database)
+    started.append(app.database)
+    await check(app.database, read_migrations(app.name, migrations))
+    # The listener is the last to start, and so the first to stop.
+    for resource in (Periodic("parked", Parking(app.database).count, _COUNT_SECONDS), *app.resources):
+        await _start_one(resource, started)
+
+
+async def _start_one(resource: Resource, started: list[Resource]) -> None:
+    await resource.start()
+    started.append(resource)
+
+
+async def _start_database(database: Database) -> None:
+    while True:
+        try:
+            return await database.start()
+        except DatabaseUnavailable as error:
+            log.warning("database.unreachable", cause=type(error.__cause__).__name__, error=str(error))
+            await asyncio.sleep(_DATABASE_RETRY_SECONDS)
+
+
+async def _first(starting: asyncio.Task[None], stopping: asyncio.Event) -> bool:
+    """Whether the start finished before a signal came; a failed start raises."""
+    stopped = asyncio.create_task(stopping.wait())
+    await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if starting.done():
+        starting.result()
+        return True
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    return False
+
+
+async def _migrate(name: str, settings: HasDatabaseUrl, migrations: Path, *, check_only: bool) -> int:
+    dsn = settings.database_url.get_secret_value()
+    if check_only:
+        database = Database(dsn, service=f"{name}-migrate", pool_max=2)
+        await database.start()
+        try:
+            await check(database, read_migrations(name, migrations))
+        finally:
+            await database.stop()
+        return 0
+    applied = await migrate(dsn, name, migrations)
+    sys.stdout.write(f"{name}: {', '.join(applied) if applied else 'nothing to migrate'}\n")
+    return 0
+
+
+def _parser(name: str, commands: Mapping[str, Command]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m services.{name}", description=f"Parley's {name} service.")
+    subparsers = parser.add_subparsers(dest="command")
+    subparsers.add_parser("serve", help="run the service (the default)")
+    migrating = subparsers.add_parser("migrate", help="bring this service's database to the newest schema")
+    migrating.add_argument("--check", action="store_true", help="only say whether it is; exit 1 where it is not")
+    operations.add_parked_arguments(subparsers.add_parser("parked", help="list, show, replay or drop parked messages"))
+    for command_name, command in commands.items():
+        command.add_arguments(subparsers.add_parser(command_name, help=command.help))
+    return parser
