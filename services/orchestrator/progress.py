@@ -1,0 +1,131 @@
+"""Turns a provider's many small deltas into few messages: the first at once, then about ten a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final, Literal, Protocol
+
+from shared.contracts.content import WaitingOn
+from shared.contracts.gateway import SessionRequested
+from shared.contracts.orchestrator import PROGRESS_INDEX_MAX, ProgressEvent, SessionProgressed
+
+INTERVAL_SECONDS: Final = 0.1
+PENDING_CHARS_MAX: Final = 4096
+
+DeltaType = Literal["output.delta", "refusal.delta"]
+Send = Callable[[SessionProgressed], None]
+
+
+class Timers(Protocol):
+    """The part of an event loop that this needs."""
+
+    def time(self) -> float: ...
+
+    def call_later(self, delay: float, callback: Callable[[], None], /) -> Timer: ...
+
+
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
+def announcement(
+    command: SessionRequested,
+    attempt: int,
+    epoch: str,
+    at: datetime,
+    *,
+    waiting_on: WaitingOn | None = None,
+    waiting_until: datetime | None = None,
+) -> SessionProgressed:
+    """An attempt begins, or the turn waits."""
+    return SessionProgressed(
+        request_id=command.request_id,
+        account_id=command.account_id,
+        session_id=command.session_id,
+        seq=command.seq,
+        attempt=attempt,
+        epoch=epoch,
+        at=at,
+        waiting_on=waiting_on,
+        waiting_until=waiting_until,
+    )
+
+
+class Progress:
+    """The log of one attempt while it runs. `send` is best effort; the ending repairs what is lost."""
+
+    def __init__(
+        self,
+        command: SessionRequested,
+        attempt: int,
+        epoch: str,
+        send: Send,
+        now: Callable[[], datetime],
+        timers: Timers,
+    ) -> None:
+        self._head = announcement(command, attempt, epoch, now())
+        self._send = send
+        self._now = now
+        self._timers = timers
+        self._index = 0
+        self._sent_at: float | None = None
+        self._timer: Timer | None = None
+        self._pending: list[tuple[DeltaType, str]] = []
+        self._pending_chars = 0
+        self._texts: list[str] = []
+        self._text_bytes = 0
+
+    @property
+    def text(self) -> str:
+        """The assistant's text so far; a refusal is not part of it."""
+        return "".join(self._texts)
+
+    @property
+    def text_bytes(self) -> int:
+        """Of all that came, refusals too."""
+        return self._text_bytes
+
+    def begin(self) -> None:
+        self._send(self._head)
+
+    def add(self, kind: DeltaType, text: str) -> None:
+        if kind == "output.delta":
+            self._texts.append(text)
+        self._text_bytes += len(text.encode())
+        self._pending.append((kind, text))
+        self._pending_chars += len(text)
+        since = None if self._sent_at is None else self._timers.time() - self._sent_at
+        if since is None or since >= INTERVAL_SECONDS or self._pending_chars >= PENDING_CHARS_MAX:
+            self.flush()
+        elif self._timer is None:
+            self._timer = self._timers.call_later(INTERVAL_SECONDS - since, self.flush)
+
+    def flush(self) -> None:
+        """Send what is pending; at the end of the attempt too."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        events = self._events()
+        if not events:
+            return
+        self._sent_at = self._timers.time()
+        self._send(self._head.model_copy(update={"at": self._now(), "events": events}))
+
+    def _events(self) -> tuple[ProgressEvent, ...]:
+        merged: list[tuple[DeltaType, list[str]]] = []
+        for kind, text in self._pending:
+            if merged and merged[-1][0] == kind:
+                merged[-1][1].append(text)
+            else:
+                merged.append((kind, [text]))
+        self._pending, self._pending_chars = [], 0
+        # Past the last index the log stays as it is; the ending carries the rest.
+        merged = merged[: PROGRESS_INDEX_MAX - self._index]
+        at = self._now()
+        events = tuple(
+            ProgressEvent(index=self._index + number, type=kind, at=at, text="".join(texts))
+            for number, (kind, texts) in enumerate(merged, start=1)
+        )
+        self._index += len(events)
+        return events

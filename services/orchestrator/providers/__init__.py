@@ -1,0 +1,1 @@
+"""The providers: nothing outside this package knows one exists."""
