@@ -1,0 +1,1 @@
+"""Billing's internal HTTP API: URL, parse, use case, response."""
