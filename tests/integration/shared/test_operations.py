@@ -1,0 +1,47 @@
+"""The operator's command for parked messages."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from pydantic import SecretStr
+
+from shared.migrate import apply, read_migrations
+from shared.operations import add_parked_arguments, run_parked
+from shared.postgres import Database
+from tests.support.servers import Databases
+
+
+async def parked(dsn: str, *words: str) -> int:
+    parser = argparse.ArgumentParser()
+    add_parked_arguments(parser)
+    return await run_parked("test", SimpleNamespace(database_url=SecretStr(dsn)), parser.parse_args(words))
+
+
+async def test_a_list_of_nothing_says_so_beside_the_lines_that_programs_read(
+    databases: Databases, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dsn = await databases.empty()
+    database = Database(dsn, service="test")
+    await database.start()
+    await apply(database, read_migrations("test", Path("no/such/folder")))
+    capsys.readouterr()
+    assert await parked(dsn, "list") == 0
+    said = capsys.readouterr()
+    assert (said.err, said.out) == ("There are no parked messages.\n", "")
+    await database.execute(
+        """
+        INSERT INTO parked_messages (queue, digest, reason, headers, body, body_sha256)
+        VALUES ('gateway.results', 'd', 'bad', '{}', '', 's')
+        """
+    )
+    capsys.readouterr()
+    assert await parked(dsn, "list") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out.splitlines()[-1])["reason"] == "bad"
+    assert "There are no" not in said.err
+    await database.stop()

@@ -1,0 +1,127 @@
+"""Many deltas become few messages, and nothing is lost or reordered between the two."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.orchestrator import progress
+from services.orchestrator.progress import DeltaType, Progress, announcement
+from shared.contracts.orchestrator import PROGRESS_INDEX_MAX, SessionProgressed
+from tests.support.guard import GUARD_SECONDS
+from tests.unit.orchestrator.test_task import COMMAND
+
+NOW = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
+
+deltas = st.lists(
+    st.tuples(st.sampled_from(["output.delta", "refusal.delta"]), st.text(min_size=1, max_size=30)), max_size=50
+)
+
+
+class Timers:
+    """Time that a test sets; nothing happens by itself."""
+
+    def __init__(self) -> None:
+        self.at = 100.0
+        self.pending = 0
+
+    def time(self) -> float:
+        return self.at
+
+    def call_later(self, _delay: float, _callback: Callable[[], None]) -> Timers:
+        self.pending += 1
+        return self
+
+    def cancel(self) -> None:
+        self.pending -= 1
+
+
+def started(timers: Timers) -> tuple[Progress, list[SessionProgressed]]:
+    sent: list[SessionProgressed] = []
+    return Progress(COMMAND, 2, "epoch", sent.append, lambda: NOW, timers), sent
+
+
+@given(deltas, st.lists(st.floats(min_value=0, max_value=0.2), min_size=50, max_size=50))
+def test_the_events_together_are_the_deltas_in_order(
+    given_deltas: list[tuple[DeltaType, str]], gaps: list[float]
+) -> None:
+    timers = Timers()
+    reporter, sent = started(timers)
+    for (kind, text), gap in zip(given_deltas, gaps, strict=False):
+        timers.at += gap
+        reporter.add(kind, text)
+    reporter.flush()
+    events = [event for message in sent for event in message.events]
+    assert [event.index for event in events] == list(range(1, len(events) + 1))
+    for kind in ("output.delta", "refusal.delta"):
+        whole = "".join(text for given_kind, text in given_deltas if given_kind == kind)
+        assert "".join(event.text for event in events if event.type == kind) == whole
+    assert reporter.text == "".join(text for kind, text in given_deltas if kind == "output.delta")
+    assert timers.pending == 0
+    assert reporter.text_bytes == sum(len(text.encode()) for _, text in given_deltas)
+
+
+def test_the_first_delta_goes_at_once_and_the_next_ones_together() -> None:
+    timers = Timers()
+    reporter, sent = started(timers)
+    reporter.add("output.delta", "a")
+    assert [event.text for event in sent[0].events] == ["a"]
+    reporter.add("output.delta", "b")
+    reporter.add("output.delta", "c")
+    assert len(sent) == 1
+    timers.at += 2 * progress.INTERVAL_SECONDS
+    reporter.add("output.delta", "d")
+    assert [event.text for event in sent[1].events] == ["bcd"]
+
+
+def test_much_text_does_not_wait_for_the_interval() -> None:
+    timers = Timers()
+    reporter, sent = started(timers)
+    reporter.add("output.delta", "a")
+    reporter.add("output.delta", "x" * progress.PENDING_CHARS_MAX)
+    assert len(sent) == 2
+
+
+async def test_a_delta_that_nothing_follows_goes_after_the_interval() -> None:
+    heard = asyncio.Event()
+    sent: list[SessionProgressed] = []
+
+    def send(message: SessionProgressed) -> None:
+        sent.append(message)
+        if len(sent) == 2:
+            heard.set()
+
+    reporter = Progress(COMMAND, 1, "epoch", send, lambda: NOW, asyncio.get_running_loop())
+    reporter.add("output.delta", "a")
+    reporter.add("output.delta", "b")
+    async with asyncio.timeout(GUARD_SECONDS):
+        await heard.wait()
+    assert [event.text for event in sent[1].events] == ["b"]
+
+
+def test_an_attempt_is_announced_without_events() -> None:
+    timers = Timers()
+    reporter, sent = started(timers)
+    reporter.begin()
+    assert (sent[0].attempt, sent[0].events, sent[0].waiting_on) == (2, (), None)
+    reporter.flush()
+    assert len(sent) == 1
+
+
+def test_a_full_log_takes_no_more_events() -> None:
+    timers = Timers()
+    reporter, sent = started(timers)
+    reporter._index = PROGRESS_INDEX_MAX - 1
+    for kind in ("output.delta", "refusal.delta"):
+        timers.at += 1
+        reporter.add(kind, "x")
+    assert [event.index for message in sent for event in message.events] == [PROGRESS_INDEX_MAX]
+
+
+def test_a_wait_is_announced_with_its_reason_and_end() -> None:
+    message = announcement(COMMAND, 0, "epoch", NOW, waiting_on="eligibility", waiting_until=NOW)
+    assert (message.waiting_on, message.waiting_until, message.attempt) == ("eligibility", NOW, 0)
