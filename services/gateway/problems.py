@@ -1,0 +1,65 @@
+"""Every problem code of the public API, with the status it comes with and what it means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Code:
+    """A stable word for clients to act on."""
+
+    code: str
+    status: int
+    meaning: str
+
+
+CODES: Final[tuple[Code, ...]] = (
+    Code("invalid_json", 400, "The body is not JSON in UTF-8."),
+    Code("invalid_idempotency_key", 400, "The Idempotency-Key header is not 1 to 255 printable ASCII characters."),
+    Code("invalid_last_event_id", 400, "The Last-Event-ID header is not an event id of ours."),
+    Code("invalid_api_key", 401, "There is no usable API key in the Authorization header."),
+    Code("payment_required", 402, "Billing denies the account new requests; see `reason` and `action_hint`."),
+    Code("insufficient_scope", 403, "The key is good, but not for this route."),
+    Code("session_not_found", 404, "The account has no such session."),
+    Code("request_not_found", 404, "The account has no such request."),
+    Code("account_not_found", 404, "There is no such account."),
+    Code("key_not_found", 404, "The account has no such key."),
+    Code("route_not_found", 404, "There is no such route."),
+    Code("method_not_allowed", 405, "The route has no such method; see the Allow header."),
+    Code("no_customer", 409, "The account has bought nothing yet; begin with a checkout."),
+    Code("already_subscribed", 409, "The account has this plan already; the portal manages it."),
+    Code("body_too_slow", 408, "The body did not arrive in time."),
+    Code("body_too_large", 413, "The body is larger than this server takes."),
+    Code("unsupported_media_type", 415, "The body is not application/json."),
+    Code("invalid_request", 422, "The body is not as documented; see `errors`."),
+    Code("invalid_parameter", 422, "The query string is not as documented; see `errors`."),
+    Code("invalid_text", 422, "Text contains U+0000 or a lone surrogate."),
+    Code("invalid_cursor", 422, "The cursor is not one that this list has given."),
+    Code("model_not_found", 422, "There is no model of this name."),
+    Code("input_too_large", 422, "The text of the input is larger than this server takes."),
+    Code("plan_not_found", 422, "No such plan is for sale."),
+    Code("price_not_in_plan", 422, "The plan has no such price."),
+    Code("idempotency_key_reused", 422, "The Idempotency-Key was used before with another body."),
+    Code("session_queue_full", 429, "The session has as many open requests as it may have."),
+    Code("account_queue_full", 429, "The account has as many open requests as it may have."),
+    Code("internal_error", 500, "The error is ours and has been logged."),
+    Code("unavailable", 503, "A part of the service is away; try again after Retry-After."),
+    Code("too_many_streams", 503, "As many clients wait as this server can hold; poll instead."),
+)
+
+STATUS_BY_CODE: Final = {code.code: code.status for code in CODES}
+
+EVERYWHERE: Final = ("invalid_api_key", "insufficient_scope", "internal_error", "unavailable")
+"""What every route that needs a key may answer."""
+
+WITH_BODY: Final = (
+    "invalid_json",
+    "body_too_slow",
+    "body_too_large",
+    "unsupported_media_type",
+    "invalid_request",
+    "invalid_text",
+)
+"""What every route that reads a body may answer."""

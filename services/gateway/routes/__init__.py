@@ -1,0 +1,1 @@
+"""The public API: one file per noun, one table of all routes."""

@@ -1,0 +1,148 @@
+"""SQL that reads requests as their owners see them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+from services.gateway.records import KnownKey, Request
+from services.gateway.request_state import State
+from shared.contracts.billing import Charge
+from shared.contracts.results import ResultEnded
+from shared.group_read import GroupRead
+from shared.postgres import Database, Record
+
+Owned: TypeAlias = tuple[str, str]
+"""The id of a request, and the account that asks for it."""
+
+_COLUMNS = """
+    r.id, r.account_id, r.session_id, r.seq, r.state, r.model, r.metadata, r.accepted_at, r.deadline_at,
+    r.dispatched_at, r.waiting_on, r.started_at, r.cancel_requested_at, r.abandoned_at, r.abandon_code, r.ended_at,
+    r.end_heard_at
+"""
+
+# LIMIT keeps the account out of the search: a plan made while the table is empty would look for the id among all
+# requests of the account, and stay so for ever.
+_WANTED = """
+    unnest($1::text[], $2::text[]) AS w(id, account_id)
+    JOIN LATERAL (SELECT * FROM requests WHERE id = w.id LIMIT 1) r ON r.account_id = w.account_id
+"""
+
+
+class RequestStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._requests = GroupRead("requests", self._select_requests)
+        self._existing = GroupRead("requests_existing", self._select_existing)
+
+    async def select_request(self, request_id: str, account_id: str) -> Request | None:
+        """Read together with what others ask for at the same time."""
+        return await self._requests.get((request_id, account_id))
+
+    async def select_request_exists(self, request_id: str, account_id: str) -> bool:
+        return await self._existing.get((request_id, account_id)) or False
+
+    async def _select_requests(self, wanted: Sequence[Owned]) -> dict[Owned, Request]:
+        # Whoever waits comes after the request that has the turn, so the count starts there and stays short.
+        rows = await self._database.fetch(
+            f"""
+            SELECT {_COLUMNS}, r.result, r.charge,
+                   CASE WHEN r.state = 'queued' AND r.dispatched_at IS NULL THEN (
+                       SELECT count(*) FROM requests b
+                       WHERE b.session_id = r.session_id AND b.seq < r.seq AND b.ended_at IS NULL
+                         AND b.seq >= COALESCE((SELECT h.seq FROM sessions s JOIN requests h ON h.id = s.running
+                                                WHERE s.id = r.session_id), 1)
+                   ) END AS ahead
+            FROM {_WANTED}
+            """,  # noqa: S608 - the columns are this file's own
+            [request_id for request_id, _ in wanted],
+            [account_id for _, account_id in wanted],
+        )
+        return {(row["id"], row["account_id"]): _request(row) for row in rows}
+
+    async def _select_existing(self, wanted: Sequence[Owned]) -> dict[Owned, Literal[True]]:
+        rows = await self._database.fetch(
+            f"SELECT r.id, r.account_id FROM {_WANTED}",  # noqa: S608
+            [request_id for request_id, _ in wanted],
+            [account_id for _, account_id in wanted],
+        )
+        return {(row["id"], row["account_id"]): True for row in rows}
+
+    async def select_request_by_key(self, session_id: str, account_id: str, idempotency_key: str) -> KnownKey | None:
+        row = await self._database.fetchrow(
+            """
+            SELECT id, fingerprint FROM requests WHERE session_id = $1 AND account_id = $2 AND idempotency_key = $3
+            """,
+            session_id,
+            account_id,
+            idempotency_key,
+        )
+        return KnownKey(row["id"], row["fingerprint"]) if row else None
+
+    async def select_requests_before(
+        self, account_id: str, before_id: str | None, limit: int, state: State | None
+    ) -> list[Request]:
+        # Two statements, so that each keeps a plan that walks one index.
+        guard = "TRUE" if state is None else "r.state = $4"
+        rows = await self._database.fetch(
+            f"""
+            SELECT {_COLUMNS} FROM requests r
+            WHERE r.account_id = $1 AND ($2::text IS NULL OR r.id < $2) AND {guard}
+            ORDER BY r.id DESC LIMIT $3
+            """,  # noqa: S608
+            account_id,
+            before_id,
+            limit,
+            *([] if state is None else [state]),
+        )
+        return [_request(row) for row in rows]
+
+    async def select_session_requests_before(
+        self, session_id: str, before_seq: int | None, limit: int, state: State | None
+    ) -> list[Request]:
+        rows = await self._database.fetch(
+            f"""
+            SELECT {_COLUMNS} FROM requests r
+            WHERE r.session_id = $1 AND ($2::integer IS NULL OR r.seq < $2) AND ($4::text IS NULL OR r.state = $4)
+            ORDER BY r.seq DESC LIMIT $3
+            """,  # noqa: S608
+            session_id,
+            before_seq,
+            limit,
+            state,
+        )
+        return [_request(row) for row in rows]
+
+    async def select_open_request_count(self, account_id: str, count_max: int) -> int:
+        """How many requests of the account have not ended; counts no further than `count_max`."""
+        count: int = await self._database.fetchval(
+            """
+            SELECT count(*) FROM (
+                SELECT FROM requests WHERE account_id = $1 AND state IN ('queued', 'in_progress') LIMIT $2
+            ) open
+            """,
+            account_id,
+            count_max,
+        )
+        return count
+
+    async def update_charges_if_missing(self, charges: Sequence[Charge]) -> None:
+        await self._database.execute(
+            """
+            UPDATE requests r SET charge = i.charge::jsonb
+            FROM (SELECT * FROM unnest($1::text[], $2::text[]) AS u(id, charge) ORDER BY id) i
+            WHERE r.id = i.id AND r.ended_at IS NOT NULL AND r.charge IS NULL
+            """,
+            [charge.request_id for charge in charges],
+            [charge.model_dump_json() for charge in charges],
+        )
+
+
+def _request(row: Record) -> Request:
+    fields = {**row, "metadata": json.loads(row["metadata"])}
+    if fields.get("result") is not None:
+        fields["result"] = ResultEnded.model_validate_json(fields["result"])
+    if fields.get("charge") is not None:
+        fields["charge"] = Charge.model_validate_json(fields["charge"])
+    return Request(**fields)
