@@ -129,6 +129,14 @@ class Database(Resource):
         return instant
 
 
+@contextlib.asynccontextmanager
+async def savepoint(connection: Connection) -> AsyncIterator[None]:
+    """A part of a transaction that is undone alone when it raises; the locks taken before it stay."""
+    with _translated():
+        async with connection.transaction():
+            yield
+
+
 async def _keep_session(_connection: object) -> None:
     return None
 

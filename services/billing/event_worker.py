@@ -29,7 +29,7 @@ from shared.clock import Clock
 from shared.contracts.billing import EligibilityChanged
 from shared.logs import get_logger
 from shared.metrics import counter
-from shared.postgres import Connection, Database, DatabaseRefused, DatabaseUnavailable
+from shared.postgres import Connection, Database, DatabaseRefused, DatabaseUnavailable, savepoint
 
 log = get_logger(__name__)
 
@@ -83,19 +83,17 @@ class EventWorker:
 
     async def run_once(self) -> bool:
         """Work on one due event; False where there was none."""
-        event: ClaimedEvent | None = None
-        changes: list[EligibilityChanged] = []
-        try:
-            async with self._database.transaction() as connection:
-                event = await self._events.select_event_due_for_update(connection)
-                if event is None:
-                    return False
-                changes = await self._work(connection, event)
-        except Exception as error:
+        async with self._database.transaction() as connection:
+            event = await self._events.select_event_due_for_update(connection)
             if event is None:
-                raise
-            await self._postpone(event, error)
-            return True
+                return False
+            changes: list[EligibilityChanged] = []
+            try:
+                async with savepoint(connection):
+                    changes = await self._work(connection, event)
+            except Exception as error:
+                # Under the same claim: between a rollback and this update another worker would take the event again.
+                await self._postpone(connection, event, error)
         self._announce(changes)
         return True
 
@@ -217,16 +215,20 @@ class EventWorker:
                 log.warning("subscription.reopened", subscription_id=current.subscription_id, status=current.status)
             await self._facts.upsert_subscription(connection, current, body)
 
-    async def _postpone(self, event: ClaimedEvent, error: Exception) -> None:
+    async def _postpone(self, connection: Connection, event: ClaimedEvent, error: Exception) -> None:
         code = _code(error)
         state = await self._events.update_event_failed(
-            event.event_id, code, attempts_max=self._attempts_max, backoff_seconds_max=self._backoff_seconds_max
+            connection,
+            event.event_id,
+            code,
+            attempts_max=self._attempts_max,
+            backoff_seconds_max=self._backoff_seconds_max,
         )
         if state == "dead":
             log.error("event.dead", event_id=event.event_id, type=event.type, error=code, exc_info=error)
         else:
             log.warning("event.postponed", event_id=event.event_id, error=code, attempts=event.attempts + 1)
-        _worked.labels(state or "ended_elsewhere").inc()
+        _worked.labels(state).inc()
 
 
 def _current(

@@ -102,10 +102,10 @@ class EventStore:
         )
 
     async def update_event_failed(
-        self, event_id: str, error: str, *, attempts_max: int, backoff_seconds_max: float
-    ) -> str | None:
-        """Back off, twice as long each time, or give up; the state it is in now, None where another try ended it."""
-        state: str | None = await self._database.fetchval(
+        self, connection: Connection, event_id: str, error: str, *, attempts_max: int, backoff_seconds_max: float
+    ) -> str:
+        """Back off, twice as long each time, or give up; the state of the event, which is claimed, from now on."""
+        state: str = await connection.fetchval(
             """
             UPDATE stripe_events
             SET attempts = attempts + 1,
@@ -114,7 +114,7 @@ class EventStore:
                 ended_at = CASE WHEN attempts + 1 >= $3 THEN clock_timestamp() END,
                 next_attempt_at = clock_timestamp()
                     + make_interval(secs => least($4::float8, power(2, least(attempts, 20))::float8))
-            WHERE event_id = $1 AND state IN ('received', 'failed')
+            WHERE event_id = $1
             RETURNING state
             """,
             event_id,

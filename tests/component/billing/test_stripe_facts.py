@@ -152,7 +152,7 @@ async def test_a_failing_stripe_is_tried_again_and_given_up_with_its_reason(bill
     await billing.webhook(event)
     row = await billing.ended(event["id"])
     assert (row["state"], row["last_error"]) == ("applied", "stripe_http_503")
-    assert row["attempts"] >= 3
+    assert row["attempts"] == 3  # a try that failed is counted before another may begin
     await billing.control.ask("DELETE", "/faults")
     await billing.control.ask("POST", "/faults", {"rules": [{"match": path, "steps": [{"status": 429}] * 10}]})
     doomed = event_of({"object": "customer", "id": customer_id}, "customer.updated")
