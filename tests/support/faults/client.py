@@ -18,7 +18,7 @@ from tests.support.parley import TERMINAL
 TRY_SECONDS = 12.0
 POLL_SECONDS = 5
 GIVE_UP_SECONDS = 300.0
-PAUSE_SECONDS_MAX = 1.0
+PAUSE_SECONDS_MAX = 3.0
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 
 

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 
@@ -70,9 +70,12 @@ _UNSETTLED: Mapping[str, str] = {
     "billing": """
         SELECT (SELECT count(*) FROM holds WHERE state = 'held')
              + (SELECT count(*) FROM eligibilities WHERE published_sequence < sequence)""",
-    "results": "SELECT 0",
 }
-"""What still has to happen, as far as rows can say it."""
+"""What still has to happen, as far as one service's rows can say it."""
+
+_ENDED: Final = ("results", "SELECT count(*) FROM results")
+_HEARD: Final = ("billing", "SELECT count(*) FROM holds WHERE state <> 'held'")
+"""Billing keeps a row of each request whose end it has heard, also where it was never asked for a hold."""
 
 _PARKED = "SELECT queue, reason, ce_id FROM parked_messages WHERE replayed_at IS NULL"
 
@@ -119,8 +122,9 @@ async def collect(dsns: Mapping[str, str], loads: Sequence[Load], calls: Sequenc
 
 async def unsettled(dsns: Mapping[str, str]) -> int:
     """How many rows still wait for something; 0 is rest."""
-    counts = await asyncio.gather(*(_count(dsns[service], query) for service, query in _UNSETTLED.items()))
-    return sum(counts)
+    queries = (*_UNSETTLED.items(), _ENDED, _HEARD)
+    *counts, ended, heard = await asyncio.gather(*(_count(dsns[service], query) for service, query in queries))
+    return sum(counts) + max(0, ended - heard)
 
 
 async def fenced(dsn: str, account_ids: Collection[str]) -> int:

@@ -226,9 +226,9 @@ class Proxy:
         """Whether the connection goes on."""
         left = None if self._shape.reset_after_bytes is None else self._shape.reset_after_bytes - connection.bytes
         passed = chunk if left is None else chunk[: max(0, left)]
-        writer.write(passed)
         connection.bytes += len(passed)
-        self._bytes[direction] += len(passed)
+        self._bytes[direction] += len(passed)  # before anybody can have seen them
+        writer.write(passed)
         if left is not None and left <= len(chunk):
             connection.reset()
             return False
