@@ -8,6 +8,7 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 
 from aio_pika.abc import AbstractIncomingMessage, AbstractRobustChannel, AbstractRobustQueue
@@ -21,6 +22,7 @@ from shared.messaging.codec import decode
 from shared.messaging.parking import Parking
 from shared.messaging.publisher import Publisher
 from shared.messaging.topology import EXCHANGE, queue_named
+from shared.messaging.unsettled import Unsettled
 from shared.metrics import counter, histogram
 from shared.postgres import DatabaseRefused
 from shared.resource import Resource
@@ -120,6 +122,7 @@ class Consumer(Resource):
         self._arrived: deque[AbstractIncomingMessage] = deque(
             maxlen=_BEST_EFFORT_WAITING_MAX if self._best_effort else None
         )
+        self._unsettled = Unsettled()
         self._some_arrived = asyncio.Event()
         self._stopping = asyncio.Event()
         self._slots = asyncio.Semaphore(_BATCHES_IN_FLIGHT_MAX)
@@ -173,6 +176,8 @@ class Consumer(Resource):
         if incoming.redelivered:
             _redelivered.labels(self._queue.name).inc()
         self._arrived.append(incoming)
+        if not self._best_effort:
+            self._unsettled.add(incoming)
         self._some_arrived.set()
 
     async def _take_batches(self) -> None:
@@ -249,8 +254,8 @@ class Consumer(Resource):
             else:
                 pause_seconds = _PAUSE_SECONDS_FIRST
                 failpoints.reach(f"consume.{self._queue.name}.before_ack")
+                await self._ack([delivery.incoming for delivery in part.deliveries])
                 for delivery in part.deliveries:
-                    await self._ack(delivery.incoming)
                     delivery.step.end()
 
     async def _handle_and_publish(self, deliveries: list[_Delivery]) -> None:
@@ -278,8 +283,7 @@ class Consumer(Resource):
             _handled.labels(self._queue.name, "dropped").inc()
             return
         await self._insert_parked(incoming, reason)
-        _handled.labels(self._queue.name, "parked").inc()
-        await self._settle(incoming.ack)
+        await self._ack([incoming], verdict="parked")
 
     async def _insert_parked(self, incoming: AbstractIncomingMessage, reason: str) -> None:
         pause_seconds = _PAUSE_SECONDS_FIRST
@@ -293,14 +297,17 @@ class Consumer(Resource):
                 away = Transient(f"a message cannot be parked: {error}")
                 pause_seconds = await self._pause(away, pause_seconds, 1)
 
-    async def _ack(self, incoming: AbstractIncomingMessage) -> None:
-        _handled.labels(self._queue.name, "acked").inc()
-        if not self._best_effort:
-            await self._settle(incoming.ack)
+    async def _ack(self, handled: Sequence[AbstractIncomingMessage], *, verdict: str = "acked") -> None:
+        _handled.labels(self._queue.name, verdict).inc(len(handled))
+        if self._best_effort:
+            return
+        for incoming, stands_for_older in self._unsettled.take(handled):
+            await self._settle(partial(incoming.ack, multiple=stands_for_older))
 
     async def _give_back(self, incoming: AbstractIncomingMessage) -> None:
-        if not self._best_effort and not incoming.processed:
-            await self._settle(lambda: incoming.nack(requeue=True))
+        if incoming in self._unsettled:
+            for one, _ in self._unsettled.take([incoming]):
+                await self._settle(partial(one.nack, requeue=True))
 
     async def _settle(self, verdict: Callable[[], Awaitable[None]]) -> None:
         """Tell the broker; where the channel is gone, it delivers again and the handler finds its work done."""
