@@ -1,4 +1,4 @@
-"""Turns a provider's many small deltas into few messages: the first at once, then about ten a second."""
+"""Turns a provider's many small deltas into few messages, about ten a second; an answer at once needs none at all."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from shared.contracts.gateway import SessionRequested
 from shared.contracts.orchestrator import PROGRESS_INDEX_MAX, ProgressEvent, SessionProgressed
 
 INTERVAL_SECONDS: Final = 0.1
+"""Between two messages, and before the first: the ending of a call that is over by then tells everything."""
 PENDING_CHARS_MAX: Final = 4096
 
 DeltaType = Literal["output.delta", "refusal.delta"]
@@ -69,7 +70,8 @@ class Progress:
         self._now = now
         self._timers = timers
         self._index = 0
-        self._sent_at: float | None = None
+        self._begun = False
+        self._next_at = 0.0
         self._timer: Timer | None = None
         self._pending: list[tuple[DeltaType, str]] = []
         self._pending_chars = 0
@@ -87,7 +89,8 @@ class Progress:
         return self._text_bytes
 
     def begin(self) -> None:
-        self._send(self._head)
+        self._next_at = self._timers.time() + INTERVAL_SECONDS
+        self._timer = self._timers.call_later(INTERVAL_SECONDS, self.flush)
 
     def add(self, kind: DeltaType, text: str) -> None:
         if kind == "output.delta":
@@ -95,22 +98,31 @@ class Progress:
         self._text_bytes += len(text.encode())
         self._pending.append((kind, text))
         self._pending_chars += len(text)
-        since = None if self._sent_at is None else self._timers.time() - self._sent_at
-        if since is None or since >= INTERVAL_SECONDS or self._pending_chars >= PENDING_CHARS_MAX:
+        wait_seconds = self._next_at - self._timers.time()
+        if wait_seconds <= 0 or self._pending_chars >= PENDING_CHARS_MAX:
             self.flush()
         elif self._timer is None:
-            self._timer = self._timers.call_later(INTERVAL_SECONDS - since, self.flush)
+            self._timer = self._timers.call_later(wait_seconds, self.flush)
 
     def flush(self) -> None:
-        """Send what is pending; at the end of the attempt too."""
+        """Send what is pending, the first time also that the attempt has begun."""
+        self._cancel_timer()
+        events = self._events()
+        if not events and self._begun:
+            return
+        self._begun = True
+        self._next_at = self._timers.time() + INTERVAL_SECONDS
+        self._send(self._head.model_copy(update={"at": self._now(), "events": events}) if events else self._head)
+
+    def drop(self) -> None:
+        """Send nothing more: the answer is whole, and its ending carries it."""
+        self._cancel_timer()
+        self._pending, self._pending_chars = [], 0
+
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        events = self._events()
-        if not events:
-            return
-        self._sent_at = self._timers.time()
-        self._send(self._head.model_copy(update={"at": self._now(), "events": events}))
 
     def _events(self) -> tuple[ProgressEvent, ...]:
         merged: list[tuple[DeltaType, list[str]]] = []

@@ -249,8 +249,10 @@ class Runner:
         request = CallRequest(deployment, run.prompt)
         try:
             answer = await run.interruptible(self._called(run, self._providers[start.provider], request, progress))
-        finally:
+        except BaseException:
             progress.flush()
+            raise
+        progress.drop()
         await self._check(run, answer)
         return answer
 

@@ -32,13 +32,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 async def judged(running: Trial, *traces: str) -> Report:
-    """The report of a run that broke no promise, and in which the fault left every one of these traces."""
+    """The report of a run that broke no promise, and in which the fault left every one of these traces; `a|b` is left
+    where a or b is: which of them it is, chance decides."""
     report = await running.finish()
     assert not report.violations, str(report)
     assert report.accepted >= REQUESTS, str(report)
     assert report.ended == report.accepted, str(report)
     for trace in traces:
-        assert report.bites[trace] > 0, f"no trace of {trace}\n{report}"
+        assert any(report.bites[one] > 0 for one in trace.split("|")), f"no trace of {trace}\n{report}"
     return report
 
 
@@ -48,11 +49,17 @@ async def apart(action: Callable[..., Any], *arguments: object) -> Any:
 
 async def test_each_service_is_killed_in_turn(world: World) -> None:
     async with trial(world, "killed", 1, tempo=TEMPO) as running:
-        for name in ("orchestrator", "gateway", "results", "billing"):
+        for name in ("orchestrator", "gateway", "billing"):
             await running.hold()
             await apart(world.kill, name)
             await running.release()
             await apart(world.restart, name)
+        await running.hold()
+        await apart(world.suspend, "results")
+        await running.release()
+        await running.ending_published(10)  # they are delivered to who stands still, and again when it is dead
+        await apart(world.kill, "results")
+        await apart(world.restart, "results")
         await running.until_accepted(REQUESTS)
         await judged(running, "workers_lost", "fenced", "redelivered", "connections_lost", "holds_unreachable")
 
@@ -104,7 +111,7 @@ async def test_a_process_dies_at_each_of_its_crash_points(world: World) -> None:
         assert running.open >= 20
         await asyncio.gather(*(_die_at_each(world, name, points) for name, points in _shares(world)))
         await running.until_accepted(REQUESTS)
-        await judged(running, "workers_lost", "redelivered", "swept", "repeated_endings")
+        await judged(running, "workers_lost", "redelivered", "swept", "repeated_endings|fenced")
 
 
 def _shares(world: World) -> Iterator[tuple[str, Sequence[str]]]:
@@ -130,7 +137,7 @@ async def test_connections_are_cut(world: World) -> None:
             assert sum([await apart(proxy.cut) for proxy in links]) > 0
             await running.release()
         await running.until_accepted(REQUESTS)
-        await judged(running, "redelivered")
+        await judged(running, "redelivered|swept|fenced|repeated_endings")
 
 
 HALF_OPEN = (
@@ -149,7 +156,7 @@ async def test_connections_are_half_open_and_nobody_says_so(world: World) -> Non
             assert all([await apart(world.links[link].half_open) for link in links])
             await running.release()
             await running.ended(REQUESTS // 10)
-        await judged(running, "redelivered", "fenced")
+        await judged(running, "redelivered|swept", "fenced")
 
 
 async def test_the_provider_stalls_cuts_and_talks_nonsense(world: World) -> None:

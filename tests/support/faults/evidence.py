@@ -127,6 +127,10 @@ async def unsettled(dsns: Mapping[str, str]) -> int:
     return sum(counts) + max(0, ended - heard)
 
 
+async def endings_published(dsn: str) -> int:
+    return await _count(dsn, "SELECT count(*) FROM tasks WHERE ended_published_at IS NOT NULL")
+
+
 async def fenced(dsn: str, account_ids: Collection[str]) -> int:
     """How many tasks of these accounts were taken from a lost worker."""
     query = "SELECT count(*) FROM tasks WHERE workers_lost > 0 AND account_id = ANY($1)"

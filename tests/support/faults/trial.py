@@ -12,7 +12,7 @@ import aiohttp
 
 from shared.messaging.topology import QUEUES
 from tests.support.bus import eventually
-from tests.support.faults.evidence import Evidence, collect, fenced, unsettled
+from tests.support.faults.evidence import Evidence, collect, endings_published, fenced, unsettled
 from tests.support.faults.invariants import violations
 from tests.support.faults.load import Load, Tempo
 from tests.support.faults.report import Report
@@ -83,6 +83,16 @@ class Trial:
             return await fenced(self.world.servers.dsns["orchestrator"], self.load.account_ids) >= count
 
         await eventually(taken_over, seconds=30)
+
+    async def ending_published(self, count: int) -> None:
+        """So many more endings that the broker has confirmed, heard or not."""
+        dsn = self.world.servers.dsns["orchestrator"]
+        target = await endings_published(dsn) + count
+
+        async def are_published() -> bool:
+            return await endings_published(dsn) >= target
+
+        await eventually(are_published)
 
     async def finish(self) -> Report:
         """Let everybody come to the end, wait until all is at rest, and look."""

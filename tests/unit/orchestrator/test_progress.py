@@ -65,9 +65,11 @@ def test_the_events_together_are_the_deltas_in_order(
     assert reporter.text_bytes == sum(len(text.encode()) for _, text in given_deltas)
 
 
-def test_the_first_delta_goes_at_once_and_the_next_ones_together() -> None:
+def test_the_first_delta_after_a_moment_goes_at_once_and_the_next_ones_together() -> None:
     timers = Timers()
     reporter, sent = started(timers)
+    reporter.begin()
+    timers.at += progress.INTERVAL_SECONDS
     reporter.add("output.delta", "a")
     assert [event.text for event in sent[0].events] == ["a"]
     reporter.add("output.delta", "b")
@@ -81,9 +83,30 @@ def test_the_first_delta_goes_at_once_and_the_next_ones_together() -> None:
 def test_much_text_does_not_wait_for_the_interval() -> None:
     timers = Timers()
     reporter, sent = started(timers)
+    reporter.begin()
     reporter.add("output.delta", "a")
+    assert sent == []
     reporter.add("output.delta", "x" * progress.PENDING_CHARS_MAX)
-    assert len(sent) == 2
+    assert len(sent) == 1
+
+
+def test_of_an_answer_that_is_whole_at_once_nothing_is_told() -> None:
+    timers = Timers()
+    reporter, sent = started(timers)
+    reporter.begin()
+    reporter.add("output.delta", "a")
+    reporter.drop()
+    assert (sent, timers.pending, reporter.text) == ([], 0, "a")
+
+
+def test_of_a_call_that_failed_at_once_all_is_told() -> None:
+    timers = Timers()
+    reporter, sent = started(timers)
+    reporter.begin()
+    reporter.add("output.delta", "a")
+    reporter.flush()
+    assert [[event.text for event in message.events] for message in sent] == [["a"]]
+    assert timers.pending == 0
 
 
 async def test_a_delta_that_nothing_follows_goes_after_the_interval() -> None:
@@ -103,10 +126,11 @@ async def test_a_delta_that_nothing_follows_goes_after_the_interval() -> None:
     assert [event.text for event in sent[1].events] == ["b"]
 
 
-def test_an_attempt_is_announced_without_events() -> None:
+def test_an_attempt_that_is_silent_for_a_moment_is_announced_without_events() -> None:
     timers = Timers()
     reporter, sent = started(timers)
     reporter.begin()
+    reporter.flush()  # as its timer does
     assert (sent[0].attempt, sent[0].events, sent[0].waiting_on) == (2, (), None)
     reporter.flush()
     assert len(sent) == 1
