@@ -19,7 +19,7 @@ clean: $(READY) ## stop it and forget its databases, queues, logs and secrets
 	@$(PYTHON) -m deploy.local.run clean
 
 test: $(READY) ## all tests; starts its own servers and services
-	@$(PYTHON) -m pytest --numprocesses 2 --ignore tests/chaos/test_faults.py
+	@$(PYTHON) -m pytest --numprocesses 3
 
 test-faults: $(READY) ## each kind of fault against two replicas of everything under load; about four minutes
 	@$(PYTHON) -m pytest tests/chaos/test_faults.py

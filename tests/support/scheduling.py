@@ -8,10 +8,13 @@ import pytest
 from xdist.scheduler.loadscope import LoadScopeScheduling  # type: ignore[import-untyped]
 
 LONGEST_FIRST: Final = (
+    "tests/chaos/test_outage.py",  # it and the next but one stand still for most of their time
     "tests/chaos/test_faults.py",
+    "tests/chaos/test_sweepers.py",
     "tests/promises/",
+    "tests/chaos/test_drain.py",
     "tests/component/orchestrator/",
-    "tests/chaos/",  # not while the other long one of this folder runs: both want the machine for themselves
+    "tests/chaos/",
     "tests/e2e/",
     "tests/component/gateway/",
     "tests/component/billing/",

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from services.orchestrator.config import Settings
 from shared.contracts.billing import Eligibility
 from shared.contracts.content import CallSettings, MessageItem
+from shared.contracts.gateway import SessionRequested
 from shared.messaging.owed import OwedPublishes
 from tests.component.orchestrator.driver import Orchestrator, cancel_of, command, part, running
 from tests.support.bus import eventually
@@ -33,12 +34,16 @@ async def test_progress_tells_the_attempt_and_its_text_as_it_comes(orchestrator:
     await orchestrator.llm.script("told", {"between_chunks_ms": 60})
     ended = await orchestrator.end_of(asked)
     assert ended.output is not None
+    await eventually(lambda: _has_events(orchestrator, asked))
     told = orchestrator.progressed(asked)
     text = "".join(event.text for message in told for event in message.events)
-    assert text
     assert ended.output.text.startswith(text)  # what came last is told by the ending alone
     assert {(message.attempt, message.waiting_on) for message in told} == {(1, None)}
     assert len({message.epoch for message in told}) == 1
+
+
+async def _has_events(orchestrator: Orchestrator, asked: SessionRequested) -> bool:
+    return any(message.events for message in orchestrator.progressed(asked))
 
 
 async def test_commands_that_arrive_together_share_their_call_to_billing(surroundings: Orchestrator) -> None:
