@@ -289,15 +289,19 @@ class HttpServer(Resource):
         await self._runner.cleanup()
 
 
-def ops_app(checks: Mapping[str, Callable[[], bool]]) -> web.Application:
-    """`/healthz`: the loop runs. `/readyz`: every check holds. `/metrics`: the text format."""
+def ops_app(
+    checks: Mapping[str, Callable[[], bool]], dependencies: Mapping[str, Callable[[], bool]]
+) -> web.Application:
+    """`/healthz`: the loop runs. `/readyz`: every check holds; dependencies are told beside them. `/metrics`: the text
+    format."""
 
     async def healthz(_: web.Request) -> web.Response:
         return json_response({"status": "alive"})
 
     async def readyz(_: web.Request) -> web.Response:
         outcome = {name: check() for name, check in checks.items()}
-        return json_response(outcome, status=200 if all(outcome.values()) else 503)
+        told = outcome | {name: is_there() for name, is_there in dependencies.items()}
+        return json_response(told, status=200 if all(outcome.values()) else 503)
 
     async def show_metrics(_: web.Request) -> web.Response:
         body, content_type = metrics.exposition()

@@ -49,12 +49,14 @@ SettingsType = TypeVar("SettingsType", bound=ServiceSettings)
 
 @dataclass(frozen=True)
 class App:
-    """A service as its `build` wired it: resources in the order of starting, and what must hold to be ready."""
+    """A service as its `build` wired it: resources in the order of starting. While a check does not hold the process is
+    not ready; dependencies are told with it, and do not count: no replica has a better broker than another."""
 
     name: str
     database: Database
     resources: Sequence[Resource]
     checks: Mapping[str, Callable[[], bool]] = field(default_factory=dict)
+    dependencies: Mapping[str, Callable[[], bool]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,9 @@ async def serve(app: App, settings: ServiceSettings, migrations: Path) -> int:
         asyncio.get_running_loop().add_signal_handler(signal_number, stop_or_hurry)
     serving = False
     checks = {"serving": lambda: serving and not stopping.is_set(), **app.checks}
-    ops = HttpServer(ops_app(checks), host=settings.http_host, port=settings.ops_port, drain_seconds=1)
+    ops = HttpServer(
+        ops_app(checks, app.dependencies), host=settings.http_host, port=settings.ops_port, drain_seconds=1
+    )
     started: list[Resource] = []
     try:
         await _start_one(ops, started)

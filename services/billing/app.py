@@ -87,7 +87,7 @@ def build(settings: Settings) -> App:
             *sweeps(settings, sweeping, Reconciler(stores.events, stores.facts, stripe, clock), policies),
             http_server(settings, routes),
         ],
-        checks={"broker": lambda: broker.ready},
+        dependencies={"broker": lambda: broker.ready},
     )
 
 

@@ -112,7 +112,7 @@ def build(settings: Settings) -> App:
                 drain_seconds=settings.drain_seconds,
             ),
         ],
-        checks={"broker": lambda: broker.ready},
+        dependencies={"broker": lambda: broker.ready},
     )
 
 

@@ -94,7 +94,8 @@ def build(settings: Settings) -> App:
             Periodic("forget", sweeping.forget, FORGET_SECONDS),
             *consumers(broker, publisher, Parking(database), handlers, claiming.gate),
         ],
-        checks={"broker": lambda: broker.ready, "lease": lambda: leases.held},
+        checks={"lease": lambda: leases.held},
+        dependencies={"broker": lambda: broker.ready},
     )
 
 

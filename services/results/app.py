@@ -48,5 +48,5 @@ def build(settings: Settings) -> App:
         name="results",
         database=database,
         resources=[broker, publisher, endings, progress, http],
-        checks={"broker": lambda: broker.ready},
+        dependencies={"broker": lambda: broker.ready},
     )

@@ -157,12 +157,13 @@ async def test_a_port_in_use_is_one_clear_error() -> None:
 
 
 async def test_readiness_follows_its_checks(client: HttpClient) -> None:
-    checks = {"broker": True, "database": True}
-    async with _serving(ops_app({name: lambda name=name: checks[name] for name in checks})) as url:  # type: ignore[misc]
+    checks, dependencies = {"serving": True}, {"broker": False}
+    ops = ops_app({"serving": lambda: checks["serving"]}, {"broker": lambda: dependencies["broker"]})
+    async with _serving(ops) as url:
         assert (await client.request("GET", f"{url}/readyz", total_seconds=GUARD_SECONDS)).status == 200
-        checks["broker"] = False
+        checks["serving"] = False
         answer = await client.request("GET", f"{url}/readyz", total_seconds=GUARD_SECONDS)
-        assert (answer.status, json.loads(answer.body)) == (503, {"broker": False, "database": True})
+        assert (answer.status, json.loads(answer.body)) == (503, {"serving": False, "broker": False})
         assert (await client.request("GET", f"{url}/healthz", total_seconds=GUARD_SECONDS)).status == 200
         assert (
             b"parley_http_request_seconds"
