@@ -118,7 +118,7 @@ async def test_of_two_workers_that_claim_at_the_same_time_each_task_has_one(stor
 
 
 async def test_what_is_not_due_is_not_claimed_and_is_known_to_be_next(stores: Stores) -> None:
-    due = NOW + timedelta(minutes=5)
+    due = datetime.now(UTC) + timedelta(minutes=5)
     await stores.insert(standing(command(), due=due), standing(command(), due=due + timedelta(minutes=1)))
     await stores.workers.insert_worker("wrk_a", 60)
     assert await stores.claim("wrk_a") == []
