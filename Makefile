@@ -18,11 +18,11 @@ down: $(READY) ## stop what `make up` or `make run` started
 clean: $(READY) ## stop it and forget its databases, queues, logs and secrets
 	@$(PYTHON) -m deploy.local.run clean
 
-test: $(READY) ## all tests; starts its own servers and services
-	@$(PYTHON) -m pytest --numprocesses 3
+test: $(READY) ## all tests but the long ones; starts its own servers and services; about seven minutes on two cores
+	@$(PYTHON) -m pytest --numprocesses 2 --ignore tests/long
 
-test-faults: $(READY) ## each kind of fault against two replicas of everything under load; about four minutes
-	@$(PYTHON) -m pytest tests/chaos/test_faults.py
+test-long: $(READY) ## order and limits under kills, wrong clocks, rolling restarts, a database away, each sweeper; five minutes
+	@$(PYTHON) -m pytest --numprocesses 2 tests/long
 
 test-unit: $(READY) ## only the tests that need no server
 	@$(PYTHON) -m pytest tests/unit tests/architecture
@@ -66,4 +66,4 @@ $(READY): pyproject.toml uv.lock deploy/local/bootstrap.sh
 	@sh deploy/local/bootstrap.sh --group bench
 	@touch $@
 
-.PHONY: help run up down clean test test-faults test-unit lint chaos mutants bench bench-inflight bench-growth types openapi k8s
+.PHONY: help run up down clean test test-long test-unit lint chaos mutants bench bench-inflight bench-growth types openapi k8s

@@ -8,13 +8,11 @@ import pytest
 from xdist.scheduler.loadscope import LoadScopeScheduling  # type: ignore[import-untyped]
 
 LONGEST_FIRST: Final = (
-    "tests/chaos/test_outage.py",  # it and the next but one stand still for most of their time
     "tests/chaos/test_faults.py",
-    "tests/chaos/test_sweepers.py",
+    "tests/long/test_outage.py",
+    "tests/long/test_sweepers.py",
     "tests/promises/",
-    "tests/chaos/test_drain.py",
     "tests/component/orchestrator/",
-    "tests/chaos/",
     "tests/e2e/",
     "tests/component/gateway/",
     "tests/component/billing/",
