@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from datetime import timedelta
+from typing import Final, Protocol
 
 from services.results.event_log import Head, RequestLog, Texts, first_cursor
 from services.results.proposal import Proposal, result_of
@@ -20,6 +21,10 @@ _results_stored = counter("results_stored", "Requests ended, by status and who p
 _late_kept = counter("results_late_proposals", "Endings that came after the end and differed from it.")
 
 
+_UNHEARD: Final = timedelta(seconds=0.2)
+"""A call that was over by then has rarely told of itself: an attempt is silent for its first tenth of a second."""
+
+
 class _OfRequest(Protocol):
     @property
     def request_id(self) -> str: ...
@@ -32,7 +37,11 @@ class _OfRequest(Protocol):
 
 
 class Recorder:
-    """Every batch first locks the heads of its requests, in the order of their ids: a log has one writer at a time."""
+    """Every batch first locks the heads of its requests, in the order of their ids: a log has one writer at a time.
+
+    But for endings of requests that nothing was heard of: who inserts a head is its writer until he commits, so head,
+    log and result of these are one statement.
+    """
 
     def __init__(self, database: Database, logs: LogStore, results: ResultStore) -> None:
         self._database = database
@@ -50,6 +59,30 @@ class Recorder:
 
     async def record_endings(self, proposals: Sequence[Proposal]) -> list[ResultEnded]:
         """The one ending of each request that was proposed, as stored: by this proposal or an earlier one."""
+        stored = await self._end_unheard([one for one in _first_of_each(proposals) if _is_likely_unheard(one)])
+        left = [one for one in proposals if one.request_id not in stored or one.digest != stored[one.request_id].digest]
+        if left:
+            stored |= await self._end_or_keep_late(left)
+        return [stored[request_id].result for request_id in sorted(stored)]
+
+    async def _end_unheard(self, proposals: Sequence[Proposal]) -> dict[str, Stored]:
+        """End those without a head, and leave the others as they are."""
+        if not proposals:
+            return {}
+        closed = []
+        for proposal in sorted(proposals, key=lambda one: one.request_id):
+            log = RequestLog(_fresh_head(proposal))
+            closed.append((log, proposal, _close(log, proposal, Texts())))
+        inserted = await self._results.insert_endings_if_unheard(closed)
+        ended = {
+            proposal.request_id: Stored(proposal.digest, result)
+            for _, proposal, result in closed
+            if proposal.request_id in inserted
+        }
+        _count_endings(ended, late_kept=0)
+        return ended
+
+    async def _end_or_keep_late(self, proposals: Sequence[Proposal]) -> dict[str, Stored]:
         async with self._database.transaction() as connection:
             logs = await self._lock_logs(connection, proposals)
             ended = await self._end(connection, _first_of_each(proposals), logs)
@@ -59,7 +92,7 @@ class Recorder:
             late = [proposal for proposal in proposals if proposal.digest != stored[proposal.request_id].digest]
             late_kept = await self._results.insert_late_if_absent(connection, late) if late else 0
         _count_endings(ended, late_kept)
-        return [stored[request_id].result for request_id in sorted(stored)]
+        return stored
 
     async def _lock_logs(self, connection: Connection, subjects: Sequence[_OfRequest]) -> dict[str, RequestLog]:
         heads = await self._lock_heads(connection, {subject.request_id: subject for subject in subjects})
@@ -118,6 +151,11 @@ def _first_of_each(proposals: Sequence[Proposal]) -> list[Proposal]:
     for proposal in proposals:
         first.setdefault(proposal.request_id, proposal)
     return list(first.values())
+
+
+def _is_likely_unheard(proposal: Proposal) -> bool:
+    """A guess: where it is wrong, a statement more is asked."""
+    return not proposal.waits and proposal.ended_at - (proposal.started_at or proposal.ended_at) < _UNHEARD
 
 
 def _close(log: RequestLog, proposal: Proposal, said: Texts) -> ResultEnded:

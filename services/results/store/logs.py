@@ -110,8 +110,6 @@ class LogStore:
 
     async def insert_events_and_update_heads_if_open(self, connection: Connection, logs: Sequence[RequestLog]) -> None:
         """One statement for the new rows and the heads of all logs of a batch."""
-        events = [(log.head.request_id, event) for log in logs for event in log.added]
-        heads = [log.head for log in logs]
         await connection.execute(
             """
             WITH added AS (
@@ -127,19 +125,8 @@ class LogStore:
                 AS head (request_id, attempt, epoch, visible_cursor, stored_cursor, log_bytes, closed)
             WHERE log.request_id = head.request_id AND NOT log.closed
             """,
-            [request_id for request_id, _ in events],
-            [event.cursor for _, event in events],
-            [event.type for _, event in events],
-            [event.at for _, event in events],
-            [event.text for _, event in events],
-            [None if event.data is None else json.dumps(event.data) for _, event in events],
-            [head.request_id for head in heads],
-            [head.attempt for head in heads],
-            [head.epoch for head in heads],
-            [head.visible_cursor for head in heads],
-            [head.stored_cursor for head in heads],
-            [head.log_bytes for head in heads],
-            [head.closed for head in heads],
+            *event_columns(logs),
+            *head_columns(logs),
         )
 
     async def select_run(self, request_id: str, after: int, limit: int) -> Run | None:
@@ -182,6 +169,33 @@ class LogStore:
             list(after.values()),
         )
         return [row["request_id"] for row in rows]
+
+
+def event_columns(logs: Sequence[RequestLog]) -> tuple[list[object], ...]:
+    """What is to be added to the logs."""
+    events = [(log.head.request_id, event) for log in logs for event in log.added]
+    return (
+        [request_id for request_id, _ in events],
+        [event.cursor for _, event in events],
+        [event.type for _, event in events],
+        [event.at for _, event in events],
+        [event.text for _, event in events],
+        [None if event.data is None else json.dumps(event.data) for _, event in events],
+    )
+
+
+def head_columns(logs: Sequence[RequestLog]) -> tuple[list[object], ...]:
+    """What changes in a head."""
+    heads = [log.head for log in logs]
+    return (
+        [head.request_id for head in heads],
+        [head.attempt for head in heads],
+        [head.epoch for head in heads],
+        [head.visible_cursor for head in heads],
+        [head.stored_cursor for head in heads],
+        [head.log_bytes for head in heads],
+        [head.closed for head in heads],
+    )
 
 
 def _event(row: Record) -> Event:

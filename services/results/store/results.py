@@ -9,8 +9,10 @@ from typing import Final, Literal
 
 from pydantic import TypeAdapter
 
+from services.results.event_log import RequestLog
 from services.results.proposal import Proposal
 from services.results.schemas import Turn
+from services.results.store.logs import event_columns, head_columns
 from shared.contracts.content import Failure, Item, Outcome, Usage
 from shared.contracts.orchestrator import AttemptRecord, WaitRecord
 from shared.contracts.results import RESULT_BY_STATUS, LateEnding, Ledger, ResultEnded
@@ -35,10 +37,58 @@ class Stored:
 
 
 class ResultStore:
-    """Rows of `results` and `late_proposals`."""
+    """Rows of `results` and `late_proposals`; with them the whole log of a request whose first word is its last."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    async def insert_endings_if_unheard(self, endings: Sequence[tuple[RequestLog, Proposal, ResultEnded]]) -> set[str]:
+        """Insert head, log and result of each request that has no head yet; the ids of those.
+
+        The heads are inserted first and in the order of their ids, as every writer does, and nothing is waited for
+        after that. A result without a head there is none, so none can be in the way.
+        """
+        logs = [log for log, _, _ in endings]
+        rows = [_result_row(proposal, result) for _, proposal, result in endings]
+        inserted = await self._database.fetch(
+            """
+            WITH heads AS (
+                INSERT INTO request_logs (request_id, account_id, session_id, seq, attempt, epoch, visible_cursor,
+                                          stored_cursor, log_bytes, closed)
+                SELECT head.request_id, ending.account_id, ending.session_id, ending.seq, attempt, epoch,
+                       visible_cursor, stored_cursor, log_bytes, closed
+                FROM unnest($13::text[], $14::int[], $15::text[], $16::bigint[], $17::bigint[], $18::bigint[],
+                            $19::bool[])
+                    AS head (request_id, attempt, epoch, visible_cursor, stored_cursor, log_bytes, closed)
+                JOIN unnest($1::text[], $2::text[], $3::text[], $4::int[])
+                    AS ending (request_id, account_id, session_id, seq) USING (request_id)
+                ORDER BY head.request_id
+                ON CONFLICT (request_id) DO NOTHING
+                RETURNING request_id
+            ), ended AS (
+                INSERT INTO results (request_id, account_id, session_id, seq, status, ended_by, digest, message, input,
+                                     turn_bytes, attempts, waits)
+                SELECT request_id, account_id, session_id, seq, status, ended_by, digest, message::json, input::json,
+                       turn_bytes, attempts::json, waits::json
+                FROM unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::text[], $6::text[], $7::text[],
+                            $8::text[], $9::text[], $10::int[], $11::text[], $12::text[])
+                    AS ending (request_id, account_id, session_id, seq, status, ended_by, digest, message, input,
+                               turn_bytes, attempts, waits)
+                JOIN heads USING (request_id)
+            ), added AS (
+                INSERT INTO log_events (request_id, cursor, type, at, text, data)
+                SELECT request_id, cursor, type, at, text, data::json
+                FROM unnest($20::text[], $21::bigint[], $22::text[], $23::timestamptz[], $24::text[], $25::text[])
+                    AS event (request_id, cursor, type, at, text, data)
+                JOIN heads USING (request_id)
+            )
+            SELECT request_id FROM heads
+            """,
+            *([row[column] for row in rows] for column in range(12)),
+            *head_columns(logs),
+            *event_columns(logs),
+        )
+        return {row["request_id"] for row in inserted}
 
     async def insert_results_if_absent(
         self, connection: Connection, endings: Sequence[tuple[Proposal, ResultEnded]]

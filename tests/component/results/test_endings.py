@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from services.results import proposal
+from services.results.event_log import first_cursor
+from services.results.recorder import Recorder
+from services.results.store.logs import LogStore
+from services.results.store.results import ResultStore
 from shared.contracts.content import Failure
 from shared.ids import new_id
+from shared.postgres import Database
 from tests.component.results.conftest import OUTPUT_BYTES_MAX, Results
 from tests.support.bus import eventually
-from tests.support.result_messages import abandoned, attempt_record, ended, output_of, progressed
+from tests.support.guard import GUARD_SECONDS
+from tests.support.result_messages import NOW, abandoned, attempt_record, ended, output_of, progressed
 
 
 @pytest.fixture
@@ -91,6 +101,50 @@ async def test_two_different_endings_at_the_same_time_end_the_request_once(resul
 
     await eventually(both_stored)
     assert len({message.body for message in await heard.wait_for(1)}) == 1
+
+
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+async def test_a_batch_ends_what_was_heard_of_and_what_was_not_and_keeps_what_is_late(
+    results: Results, request_id: str, seconds: float
+) -> None:
+    """However long the calls took: from that it is only guessed whether anything was heard before."""
+    recorder = Recorder(results.database, LogStore(results.database), ResultStore(results.database))
+    heard_of = new_id("req")
+    await recorder.record_progress([progressed(heard_of, 1, ["The sky ", "is "])])
+    proposals = [
+        replace(proposal.of_ended(ended(one, output_of(text))), ended_at=NOW + timedelta(seconds=seconds))
+        for one, text in ((request_id, "One."), (heard_of, "The sky is blue."), (request_id, "Two."))
+    ]
+    first = await recorder.record_endings(proposals)
+    assert {one.request_id: one.output.text for one in first if one.output} == {
+        request_id: "One.",
+        heard_of: "The sky is blue.",
+    }
+    assert await recorder.record_endings(proposals) == first
+    assert await _count_rows(results) == {"results": 2, "late_proposals": 1}
+    for one, deltas in ((request_id, ["One."]), (heard_of, ["The sky ", "is ", "blue."])):
+        page = await results.events(one)
+        assert [event["data"]["text"] for event in page["events"] if event["type"] == "output.delta"] == deltas
+        assert (page["closed"], [event["cursor"] for event in page["events"]]) == (
+            True,
+            list(range(first_cursor(1), page["next"] + 1)),
+        )
+
+
+async def test_an_ending_without_a_word_before_it_and_progress_of_the_same_request_have_one_order(
+    recorder: Recorder, database: Database
+) -> None:
+    request_ids = sorted(new_id("req") for _ in range(20))
+    async with asyncio.timeout(GUARD_SECONDS), asyncio.TaskGroup() as group:
+        for number in range(0, 20, 5):
+            some = request_ids[number : number + 10]
+            group.create_task(recorder.record_progress([progressed(one, 1, ["Bl"]) for one in reversed(some)]))
+            proposals = [proposal.of_ended(ended(one, output_of("Blue."))) for one in some]
+            group.create_task(recorder.record_endings(proposals))
+    for request_id in request_ids:
+        run = await LogStore(database).select_run(request_id, 0, 100)
+        assert run is not None and run.closed
+        assert "".join(event.text for event in run.events if event.text is not None) == "Blue."
 
 
 async def test_an_output_over_the_limit_is_parked_and_its_neighbours_are_stored(results: Results) -> None:
