@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-from services.billing.eligibility import AccountFacts, Ask, Credit, Decision, decide
+from services.billing.eligibility import Ask, Credit, Decision, decide
 from services.billing.policy import Policy
 from services.billing.reasons import Reason
 from services.billing.store.decisions import DecisionStore, RecordedDecision
-from services.billing.store.holds import DecidedHold, Grant, HoldStore, StoredHold
+from services.billing.store.holds import Account, DecidedHold, Grant, HoldStore, StoredHold
 from shared.clock import Clock
 from shared.contracts.billing import HoldReply, HoldRequest
 from shared.errors import Transient
@@ -25,15 +25,6 @@ _ROUNDS_MAX: Final = 8
 """A round is repeated only for what others changed in between, and each of them finished."""
 
 _answered = counter("billing_holds_answered", "Answers to holds.", ("decision", "reason"))
-
-
-@dataclass
-class _Account:
-    """What a round knows about an account; `usage` grows by what the round itself is about to hold."""
-
-    fact_version: int
-    facts: AccountFacts
-    usage: dict[datetime, Credit]
 
 
 class Holding:
@@ -68,12 +59,15 @@ class Holding:
         raise Transient("holds are contended: ask again")
 
     async def _round(self, asked: Sequence[HoldRequest]) -> dict[str, HoldReply]:
-        stored = await self._holds.select_holds([hold.request_id for hold in asked])
+        accounts, answered = await self._holds.select_accounts(
+            sorted({hold.account_id for hold in asked}), [hold.request_id for hold in asked]
+        )
+        stored = await self._holds.select_holds(answered) if answered else {}
         fresh = [hold for hold in asked if hold.request_id not in stored]
         replies = await self._answer_stored([hold for hold in asked if hold.request_id in stored], stored)
         if not fresh:
             return replies
-        decided = self._decide_all(fresh, await self._read_accounts(fresh))
+        decided = self._decide_all(fresh, accounts)
         await self._open_credit(decided)
         definite = [hold for hold in decided if hold.recorded.decision.verdict != "INDETERMINATE"]
         inserted = await self._holds.insert_holds_if_new_and_current(definite, now=self._clock.now())
@@ -81,18 +75,7 @@ class Holding:
         undecided = [hold for hold in decided if hold.recorded.decision.verdict == "INDETERMINATE"]
         return replies | await self._record_without_hold(undecided)
 
-    async def _read_accounts(self, asked: Sequence[HoldRequest]) -> dict[str, _Account]:
-        account_ids = sorted({hold.account_id for hold in asked})
-        in_force = await self._decisions.select_in_force(account_ids)
-        usage = await self._decisions.select_usage(account_ids)
-        accounts: dict[str, _Account] = {}
-        for account_id in account_ids:
-            row = in_force.get(account_id)
-            facts, version = (row.facts, row.fact_version) if row is not None else (AccountFacts(), 0)
-            accounts[account_id] = _Account(version, facts, usage.get(account_id, {}))
-        return accounts
-
-    def _decide_all(self, asked: Sequence[HoldRequest], accounts: Mapping[str, _Account]) -> list[DecidedHold]:
+    def _decide_all(self, asked: Sequence[HoldRequest], accounts: Mapping[str, Account]) -> list[DecidedHold]:
         """One after the other, each against what those before it leave."""
         now = self._clock.now()
         decided = []

@@ -205,6 +205,10 @@ _SELECT_USAGE: Final = """
 """
 
 
+def facts_of(stored: str) -> AccountFacts:
+    return _FACTS.validate_json(stored)
+
+
 def decision_columns(decisions: Sequence[RecordedDecision]) -> list[list[object]]:
     """The arrays of an insert into `decisions`."""
     return [
@@ -233,7 +237,7 @@ def _in_force(row: Record) -> InForce:
     return InForce(
         account_id=row["account_id"],
         fact_version=row["fact_version"],
-        facts=_FACTS.validate_json(row["facts"]),
+        facts=facts_of(row["facts"]),
         sequence=row["sequence"],
         eligibility=Eligibility.model_validate_json(row["eligibility"]) if row["eligibility"] else None,
         decided_at=row["decided_at"],
