@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Final, Protocol
 
 from services.results.event_log import Head, RequestLog, Texts, first_cursor
 from services.results.proposal import Proposal, result_of
 from services.results.store.logs import LogStore
-from services.results.store.results import ResultStore, Stored
+from services.results.store.results import Ending, ResultStore, Stored
 from shared.contracts.orchestrator import SessionProgressed
 from shared.contracts.results import ResultEnded, ResultUpdated
 from shared.metrics import counter
@@ -69,16 +69,11 @@ class Recorder:
         """End those without a head, and leave the others as they are."""
         if not proposals:
             return {}
-        closed = []
+        endings: list[Ending] = []
         for proposal in sorted(proposals, key=lambda one: one.request_id):
             log = RequestLog(_fresh_head(proposal))
-            closed.append((log, proposal, _close(log, proposal, Texts())))
-        inserted = await self._results.insert_endings_if_unheard(closed)
-        ended = {
-            proposal.request_id: Stored(proposal.digest, result)
-            for _, proposal, result in closed
-            if proposal.request_id in inserted
-        }
+            endings.append((log, proposal, _close(log, proposal, Texts())))
+        ended = _stored(endings, await self._results.insert_endings_if_unheard(endings))
         _count_endings(ended, late_kept=0)
         return ended
 
@@ -118,28 +113,35 @@ class Recorder:
         if not proposals:
             return {}
         said = await self._read_said(connection, [logs[proposal.request_id].head for proposal in proposals])
-        endings = [
-            (proposal, _close(logs[proposal.request_id], proposal, said.get(proposal.request_id, Texts())))
-            for proposal in proposals
-        ]
-        inserted = await self._results.insert_results_if_absent(connection, endings)
-        await self._write(connection, [logs[request_id] for request_id in sorted(inserted)])
-        return {
-            proposal.request_id: Stored(proposal.digest, result)
-            for proposal, result in endings
-            if proposal.request_id in inserted
-        }
+        endings: list[Ending] = []
+        for proposal in proposals:
+            log = logs[proposal.request_id]
+            endings.append((log, proposal, _close(log, proposal, said.get(proposal.request_id, Texts()))))
+        await self._cut(connection, [log for log, _, _ in endings])
+        return _stored(endings, await self._results.insert_results_if_absent(connection, endings))
 
     async def _read_said(self, connection: Connection, heads: Sequence[Head]) -> dict[str, Texts]:
         with_text = [head for head in heads if head.visible_cursor > first_cursor(head.attempt)]
         return await self._logs.select_visible_texts(connection, with_text) if with_text else {}
 
     async def _write(self, connection: Connection, logs: Sequence[RequestLog]) -> None:
+        await self._cut(connection, logs)
+        if logs:
+            await self._logs.insert_events_and_update_heads_if_open(connection, logs)
+
+    async def _cut(self, connection: Connection, logs: Sequence[RequestLog]) -> None:
+        """Before anything is added: it may take the place of what goes."""
         cut = [log for log in logs if log.cut_after is not None]
         if cut:
             await self._logs.delete_events_beyond_cuts(connection, cut)
-        if logs:
-            await self._logs.insert_events_and_update_heads_if_open(connection, logs)
+
+
+def _stored(endings: Sequence[Ending], inserted: Collection[str]) -> dict[str, Stored]:
+    return {
+        proposal.request_id: Stored(proposal.digest, result)
+        for _, proposal, result in endings
+        if proposal.request_id in inserted
+    }
 
 
 def _fresh_head(subject: _OfRequest) -> Head:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 from pydantic import TypeAdapter
 
@@ -28,6 +28,34 @@ _ATTEMPTS: Final = TypeAdapter(tuple[AttemptRecord, ...])
 _WAITS: Final = TypeAdapter(tuple[WaitRecord, ...])
 
 
+Ending: TypeAlias = tuple[RequestLog, Proposal, ResultEnded]
+"""A log that was closed by a proposal, and the result that this becomes."""
+
+_ENDINGS: Final = """
+    unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
+           $10::int[], $11::text[], $12::text[])
+    AS ending (request_id, account_id, session_id, seq, status, ended_by, digest, message, input, turn_bytes,
+               attempts, waits)
+"""
+_HEADS: Final = """
+    unnest($13::text[], $14::int[], $15::text[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bool[])
+    AS head (request_id, attempt, epoch, visible_cursor, stored_cursor, log_bytes, closed)
+"""
+_INSERT_RESULTS: Final = f"""
+    INSERT INTO results (request_id, account_id, session_id, seq, status, ended_by, digest, message, input,
+                         turn_bytes, attempts, waits)
+    SELECT request_id, account_id, session_id, seq, status, ended_by, digest, message::json, input::json,
+           turn_bytes, attempts::json, waits::json
+    FROM {_ENDINGS}
+"""  # noqa: S608 - constants of this file
+_INSERT_EVENTS: Final = """
+    INSERT INTO log_events (request_id, cursor, type, at, text, data)
+    SELECT request_id, cursor, type, at, text, data::json
+    FROM unnest($20::text[], $21::bigint[], $22::text[], $23::timestamptz[], $24::text[], $25::text[])
+        AS event (request_id, cursor, type, at, text, data)
+"""
+
+
 @dataclass(frozen=True)
 class Stored:
     """A stored ending, and the digest of the proposal that won."""
@@ -37,78 +65,59 @@ class Stored:
 
 
 class ResultStore:
-    """Rows of `results` and `late_proposals`; with them the whole log of a request whose first word is its last."""
+    """Rows of `results` and `late_proposals`; a result is inserted together with the end of its log."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def insert_endings_if_unheard(self, endings: Sequence[tuple[RequestLog, Proposal, ResultEnded]]) -> set[str]:
+    async def insert_endings_if_unheard(self, endings: Sequence[Ending]) -> set[str]:
         """Insert head, log and result of each request that has no head yet; the ids of those.
 
         The heads are inserted first and in the order of their ids, as every writer does, and nothing is waited for
         after that. A result without a head there is none, so none can be in the way.
         """
-        logs = [log for log, _, _ in endings]
-        rows = [_result_row(proposal, result) for _, proposal, result in endings]
         inserted = await self._database.fetch(
-            """
+            f"""
             WITH heads AS (
                 INSERT INTO request_logs (request_id, account_id, session_id, seq, attempt, epoch, visible_cursor,
                                           stored_cursor, log_bytes, closed)
-                SELECT head.request_id, ending.account_id, ending.session_id, ending.seq, attempt, epoch,
-                       visible_cursor, stored_cursor, log_bytes, closed
-                FROM unnest($13::text[], $14::int[], $15::text[], $16::bigint[], $17::bigint[], $18::bigint[],
-                            $19::bool[])
-                    AS head (request_id, attempt, epoch, visible_cursor, stored_cursor, log_bytes, closed)
-                JOIN unnest($1::text[], $2::text[], $3::text[], $4::int[])
-                    AS ending (request_id, account_id, session_id, seq) USING (request_id)
-                ORDER BY head.request_id
+                SELECT request_id, account_id, session_id, seq, attempt, epoch, visible_cursor, stored_cursor,
+                       log_bytes, closed
+                FROM {_HEADS} JOIN {_ENDINGS} USING (request_id)
+                ORDER BY request_id
                 ON CONFLICT (request_id) DO NOTHING
                 RETURNING request_id
             ), ended AS (
-                INSERT INTO results (request_id, account_id, session_id, seq, status, ended_by, digest, message, input,
-                                     turn_bytes, attempts, waits)
-                SELECT request_id, account_id, session_id, seq, status, ended_by, digest, message::json, input::json,
-                       turn_bytes, attempts::json, waits::json
-                FROM unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::text[], $6::text[], $7::text[],
-                            $8::text[], $9::text[], $10::int[], $11::text[], $12::text[])
-                    AS ending (request_id, account_id, session_id, seq, status, ended_by, digest, message, input,
-                               turn_bytes, attempts, waits)
-                JOIN heads USING (request_id)
+                {_INSERT_RESULTS} JOIN heads USING (request_id)
             ), added AS (
-                INSERT INTO log_events (request_id, cursor, type, at, text, data)
-                SELECT request_id, cursor, type, at, text, data::json
-                FROM unnest($20::text[], $21::bigint[], $22::text[], $23::timestamptz[], $24::text[], $25::text[])
-                    AS event (request_id, cursor, type, at, text, data)
-                JOIN heads USING (request_id)
+                {_INSERT_EVENTS} JOIN heads USING (request_id)
             )
             SELECT request_id FROM heads
-            """,
-            *([row[column] for row in rows] for column in range(12)),
-            *head_columns(logs),
-            *event_columns(logs),
+            """,  # noqa: S608 - constants of this file
+            *_ending_columns(endings),
         )
         return {row["request_id"] for row in inserted}
 
-    async def insert_results_if_absent(
-        self, connection: Connection, endings: Sequence[tuple[Proposal, ResultEnded]]
-    ) -> set[str]:
-        """The ids of the requests that ended by this; the others had ended before."""
-        rows = [_result_row(proposal, result) for proposal, result in endings]
+    async def insert_results_if_absent(self, connection: Connection, endings: Sequence[Ending]) -> set[str]:
+        """The ids of the requests that ended by this, whose logs are closed with it; the others had ended before."""
         inserted = await connection.fetch(
-            """
-            INSERT INTO results (request_id, account_id, session_id, seq, status, ended_by, digest, message, input,
-                                 turn_bytes, attempts, waits)
-            SELECT request_id, account_id, session_id, seq, status, ended_by, digest, message::json, input::json,
-                   turn_bytes, attempts::json, waits::json
-            FROM unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::text[], $6::text[], $7::text[], $8::text[],
-                        $9::text[], $10::int[], $11::text[], $12::text[])
-                AS ending (request_id, account_id, session_id, seq, status, ended_by, digest, message, input,
-                           turn_bytes, attempts, waits)
-            ON CONFLICT (request_id) DO NOTHING
-            RETURNING request_id
-            """,
-            *([row[column] for row in rows] for column in range(12)),
+            f"""
+            WITH ended AS (
+                {_INSERT_RESULTS}
+                ON CONFLICT (request_id) DO NOTHING
+                RETURNING request_id
+            ), added AS (
+                {_INSERT_EVENTS} JOIN ended USING (request_id)
+            ), closed AS (
+                UPDATE request_logs AS log
+                SET attempt = head.attempt, epoch = head.epoch, visible_cursor = head.visible_cursor,
+                    stored_cursor = head.stored_cursor, log_bytes = head.log_bytes, closed = head.closed
+                FROM {_HEADS} JOIN ended USING (request_id)
+                WHERE log.request_id = head.request_id AND NOT log.closed
+            )
+            SELECT request_id FROM ended
+            """,  # noqa: S608 - constants of this file
+            *_ending_columns(endings),
         )
         return {row["request_id"] for row in inserted}
 
@@ -211,6 +220,12 @@ class ResultStore:
             PAGE_BYTES_MAX,
         )
         return [(row["account_id"], _turn(row)) for row in rows]
+
+
+def _ending_columns(endings: Sequence[Ending]) -> tuple[list[object], ...]:
+    rows = [_result_row(proposal, result) for _, proposal, result in endings]
+    logs = [log for log, _, _ in endings]
+    return (*([row[column] for row in rows] for column in range(12)), *head_columns(logs), *event_columns(logs))
 
 
 def _result_row(proposal: Proposal, result: ResultEnded) -> tuple[object, ...]:

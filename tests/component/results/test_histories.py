@@ -16,7 +16,7 @@ from services.results.store.logs import LogStore
 from services.results.store.results import ResultStore
 from shared.contracts.orchestrator import SessionProgressed
 from shared.ids import new_id
-from shared.postgres import Connection, Database
+from shared.postgres import Connection, Database, Record
 from tests.support.log_scenarios import History, check, histories, play, winner
 from tests.support.result_messages import abandoned, ended, output_of, progressed
 
@@ -75,7 +75,7 @@ async def test_batches_that_run_at_the_same_time_leave_every_log_whole(recorder:
 
 
 class CountingDatabase(Database):
-    """Counts the statements of its transactions."""
+    """Counts the statements of its transactions, and those on their own."""
 
     statements = 0
 
@@ -84,6 +84,10 @@ class CountingDatabase(Database):
         async with super().transaction() as connection:
             with connection.query_logger(self._count):
                 yield connection
+
+    async def fetch(self, sql: str, *args: object) -> list[Record]:
+        self.statements += 1
+        return await super().fetch(sql, *args)
 
     def _count(self, _query: object) -> None:
         self.statements += 1
@@ -106,5 +110,6 @@ async def test_a_batch_of_a_hundred_requests_costs_no_more_statements_than_one_r
         counts.append(database.statements - sum(counts))
         database.statements = 0
     await database.stop()
-    # First heard of: lock, insert, lock, write. Then lock and write. The end: lock, texts, result, write.
+    # First heard of: lock, insert, lock, write. Then lock and write. The end: a look whether it is the first
+    # word, lock, texts, result with its log.
     assert counts == [4, 2, 4]
