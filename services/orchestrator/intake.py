@@ -119,9 +119,11 @@ class Intake:
             worker_id = self._leases.worker_id
             async with self._database.transaction() as connection:
                 tasks, ledger = await self._placed(connection, arriving, with_slot, worker_id)
-                inserted = await self._tasks.insert_tasks_if_absent(connection, tasks)
-                self._withdraw([task for task in tasks if task.request_id not in inserted], ledger)
-                await self._starting.write_back(connection, ledger)
+                inserted = await self._tasks.insert_tasks_if_absent(connection, tasks, ledger.changed())
+                others = [task for task in tasks if task.request_id not in inserted]
+                if others:
+                    self._withdraw(others, ledger)
+                    await self._starting.write_back(connection, ledger)
             # While we waited for locks the lease may have run out: its tasks are others' now.
             is_ours = self._leases.held and self._leases.worker_id == worker_id
             done = [task for task in tasks if task.request_id in inserted and (is_ours or task.start is None)]

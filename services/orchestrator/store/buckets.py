@@ -41,12 +41,7 @@ class BucketStore:
                         $6::timestamptz[]) AS new (name, refilled_at, requests, tokens, closed_until, queue_until)
             WHERE buckets.name = new.name
             """,
-            [bucket.name for bucket in buckets],
-            [bucket.refilled_at for bucket in buckets],
-            [bucket.requests for bucket in buckets],
-            [bucket.tokens for bucket in buckets],
-            [bucket.closed_until for bucket in buckets],
-            [bucket.queue_until for bucket in buckets],
+            *bucket_columns(buckets),
         )
 
     async def update_bucket_closed(self, name: str, until: datetime) -> None:
@@ -71,3 +66,14 @@ class BucketStore:
     async def select_cooldowns(self) -> Mapping[str, datetime]:
         rows = await self._database.fetch("SELECT deployment, until FROM cooldowns WHERE until > now()")
         return {row["deployment"]: row["until"] for row in rows}
+
+
+def bucket_columns(buckets: Sequence[Bucket]) -> tuple[list[object], ...]:
+    return (
+        [bucket.name for bucket in buckets],
+        [bucket.refilled_at for bucket in buckets],
+        [bucket.requests for bucket in buckets],
+        [bucket.tokens for bucket in buckets],
+        [bucket.closed_until for bucket in buckets],
+        [bucket.queue_until for bucket in buckets],
+    )

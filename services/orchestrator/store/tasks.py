@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from services.orchestrator.limiter import Bucket
 from services.orchestrator.records import NewTask
+from services.orchestrator.store.buckets import bucket_columns
 from services.orchestrator.store.rows import tasks_with_ledgers
 from services.orchestrator.task import Task
 from shared.contracts.gateway import SessionRequested
@@ -51,9 +53,12 @@ class TaskStore:
         )
         return {row["request_id"]: _arrival(row) for row in rows}
 
-    async def insert_tasks_if_absent(self, connection: Connection, tasks: Sequence[NewTask]) -> set[str]:
+    async def insert_tasks_if_absent(
+        self, connection: Connection, tasks: Sequence[NewTask], buckets: Sequence[Bucket] = ()
+    ) -> set[str]:
         """The requests inserted. Not those that somebody else inserted first, nor, where a worker is named whose
-        lease has ended, those that it would run."""
+        lease has ended, those that it would run. `buckets` are new levels of rows that this transaction has locked:
+        what all these calls cost, written along to save a round trip."""
         starts = [task.start for task in tasks if task.start]
         rows = await connection.fetch(
             """
@@ -84,6 +89,13 @@ class TaskStore:
                 FROM unnest($15::text[], $16::text[], $17::text[], $18::text[], $19::int[], $20::timestamptz[])
                     AS start (request_id, deployment, provider, upstream_model, tokens, started_at)
                 JOIN added USING (request_id)
+            ), debited AS (
+                UPDATE buckets SET refilled_at = level.refilled_at, requests = level.requests, tokens = level.tokens,
+                    closed_until = level.closed_until, queue_until = level.queue_until
+                FROM unnest($21::text[], $22::timestamptz[], $23::float8[], $24::float8[], $25::timestamptz[],
+                            $26::timestamptz[])
+                    AS level (name, refilled_at, requests, tokens, closed_until, queue_until)
+                WHERE buckets.name = level.name
             )
             SELECT request_id FROM added
             """,
@@ -107,6 +119,7 @@ class TaskStore:
             [start.upstream_model for start in starts],
             [start.tokens for start in starts],
             [start.started_at for start in starts],
+            *bucket_columns(buckets),
         )
         return {row["request_id"] for row in rows}
 
