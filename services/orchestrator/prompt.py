@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from shared.contracts.content import (
@@ -23,7 +24,7 @@ TOKENS_MAX: Final = 100_000_000
 _BYTES_PER_TOKEN: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prompt:
     """The items in the order in which the model reads them, and how it is to answer."""
 
@@ -31,9 +32,9 @@ class Prompt:
     settings: CallSettings
     max_output_tokens: int
 
-    @property
+    @cached_property
     def input_tokens(self) -> int:
-        """An estimate: nobody has counted yet."""
+        """An estimate: nobody has counted yet. Asked for at each step of a run, and a transcript may be long."""
         return tokens_of(_text_bytes(self.items, self.settings))
 
     @property

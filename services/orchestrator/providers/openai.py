@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NoReturn
 
@@ -138,11 +138,15 @@ class _Call:
             raise self.failure("malformed") from None
 
     async def _read_events(self, response: StreamedResponse, silence: asyncio.Timeout) -> Answer:
-        async for data in _events(response):
-            if data == b"[DONE]":
-                return self._answer()
-            self.builder.add_chunk(parse_object(data))
-            if self.builder.begun:
+        stream = EventStream()
+        async for chunk in response.chunks():
+            events = stream.feed(chunk)
+            for data in events:
+                if data == b"[DONE]":
+                    return self._answer()
+                self.builder.add_chunk(parse_object(data))
+            # Once for all that came together: each time costs a timer.
+            if events and self.builder.begun:
                 silence.reschedule(asyncio.get_running_loop().time() + self.bounds.stall_seconds)
         return self.answer_or("cut")
 
@@ -195,13 +199,6 @@ class _Call:
         if self._first_token_seconds is None:
             self._first_token_seconds = self._clock.monotonic() - self._began
         self._on_delta(kind, text)
-
-
-async def _events(response: StreamedResponse) -> AsyncIterator[bytes]:
-    stream = EventStream()
-    async for chunk in response.chunks():
-        for data in stream.feed(chunk):
-            yield data
 
 
 async def _beginning(response: StreamedResponse) -> bytes:
