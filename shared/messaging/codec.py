@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,6 +19,8 @@ from shared.errors import Unprocessable
 
 _CONTENT_TYPE: Final = "application/json"
 _REQUIRED: Final = ("ce-specversion", "ce-id", "ce-source", "ce-type")
+_OURS: Final = frozenset({*_REQUIRED, "ce-subject", "ce-time"})
+_TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
 
 
 def encode(message: Message) -> aio_pika.Message:
@@ -68,12 +71,28 @@ def _check_attributes(incoming: AbstractIncomingMessage) -> str:
             raise Unprocessable(f"missing_attribute: {name} must be a text that is not empty")
     if (incoming.content_type or "").partition(";")[0].strip().lower() != _CONTENT_TYPE:
         raise Unprocessable("wrong_content_type: the body must be application/json")
+    if _is_plain(headers):
+        return headers["ce-type"]
     try:
         # The body is checked against its contract afterwards; here only the attributes are.
         event = from_binary_event(RabbitMQMessage(headers, None, b""))
     except Exception as error:  # the library raises many kinds for a bad attribute
         raise Unprocessable(f"invalid_attribute: {type(error).__name__}") from None
     return event.get_type()
+
+
+def _is_plain(headers: Mapping[str, str]) -> bool:
+    """Has the attributes that we write, each in the form in which we write it: the library would find nothing."""
+    if headers["ce-specversion"] != "1.0" or not headers.get("ce-subject"):
+        return False
+    attributes = {name for name in headers if name[:3].lower() == "ce-"}
+    if attributes != _OURS or not _TIME.fullmatch(headers["ce-time"]):
+        return False
+    try:
+        datetime.fromisoformat(headers["ce-time"])
+    except ValueError:
+        return False
+    return True
 
 
 def _first_problem(error: ValidationError) -> str:
