@@ -197,6 +197,8 @@ BAD_MESSAGES: dict[str, tuple[dict[str, Any], bytes, str | None, str]] = {
     "no type": ({"ce-type": ""}, b"{}", "application/json", "missing_attribute: ce-type"),
     "another version": ({"ce-specversion": "9.9"}, b"{}", "application/json", "invalid_attribute"),
     "a bad time": ({"ce-time": "yesterday"}, b"{}", "application/json", "invalid_attribute"),
+    "a day that is none": ({"ce-time": "2026-02-30T12:00:00.000000Z"}, b"{}", "application/json", "invalid_attribute"),
+    "a name that is none": ({"ce-a b": "x"}, b"{}", "application/json", "invalid_attribute"),
     "an unknown type": ({"ce-type": "dinner.served"}, b"{}", "application/json", "unknown_type"),
     "another content type": ({}, b"{}", "text/plain", "wrong_content_type"),
     "no content type": ({}, b"{}", None, "wrong_content_type"),
@@ -472,6 +474,23 @@ async def test_the_sweep_pays_what_nobody_paid(world: World) -> None:
     heard = await listener.wait_for(5)
     assert {incoming.headers["ce-id"] for incoming in heard} == {fact(number).id for number in range(5)}
     assert len({incoming.message_id for incoming in heard}) == 5
+
+
+async def test_what_is_confirmed_and_not_marked_yet_is_left_alone_by_a_sweep_and_marked_by_a_stop(world: World) -> None:
+    rows = Rows([fact(number) for number in range(5)])
+    owed = OwedPublishes(
+        "test", world.publisher, select_owed=rows.select_owed, mark_published=rows.mark_published, sweep_seconds=3600
+    )
+    listener = await world.bus.listen("eligibility.changed")
+    await owed.start()
+    owed.pay(list(rows.unmarked.values()))
+    await listener.wait_for(5)
+    assert await owed.sweep() == 0
+    await owed.stop()
+    assert await rows.are_marked()
+    await world.publisher.publish(fact(5))
+    heard = await listener.wait_for(6)
+    assert [incoming.headers["ce-id"] for incoming in heard[5:]] == [fact(5).id]
 
 
 async def test_a_wake_queue_hears_hints_of_every_replica(world: World) -> None:
