@@ -162,6 +162,8 @@ class Ended:
 
     ended_ids: frozenset[str]
     known_ids: frozenset[str]
+    requests: tuple[Request, ...]
+    """Of those that ended, the ones that were written and read by one statement."""
     dispatched: tuple[Turn, ...]
 
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 from services.gateway.records import KnownKey, Request
 from services.gateway.request_state import State
+from services.gateway.store.rows import REQUEST_COLUMNS, request_of
 from shared.contracts.billing import Charge
-from shared.contracts.results import ResultEnded
 from shared.group_read import GroupRead
-from shared.postgres import Database, Record
+from shared.postgres import Database
 
 Owned: TypeAlias = tuple[str, str]
 """The id of a request, and the account that asks for it."""
-
-_COLUMNS = """
-    r.id, r.account_id, r.session_id, r.seq, r.state, r.model, r.metadata, r.accepted_at, r.deadline_at,
-    r.dispatched_at, r.waiting_on, r.started_at, r.cancel_requested_at, r.abandoned_at, r.abandon_code, r.ended_at,
-    r.end_heard_at
-"""
 
 # LIMIT keeps the account out of the search: a plan made while the table is empty would look for the id among all
 # requests of the account, and stay so for ever.
@@ -47,7 +40,7 @@ class RequestStore:
         # Whoever waits comes after the request that has the turn, so the count starts there and stays short.
         rows = await self._database.fetch(
             f"""
-            SELECT {_COLUMNS}, r.result, r.charge,
+            SELECT {REQUEST_COLUMNS}, r.result, r.charge,
                    CASE WHEN r.state = 'queued' AND r.dispatched_at IS NULL THEN (
                        SELECT count(*) FROM requests b
                        WHERE b.session_id = r.session_id AND b.seq < r.seq AND b.ended_at IS NULL
@@ -55,11 +48,11 @@ class RequestStore:
                                                 WHERE s.id = r.session_id), 1)
                    ) END AS ahead
             FROM {_WANTED}
-            """,  # noqa: S608 - the columns are this file's own
+            """,  # noqa: S608 - the columns are this package's own
             [request_id for request_id, _ in wanted],
             [account_id for _, account_id in wanted],
         )
-        return {(row["id"], row["account_id"]): _request(row) for row in rows}
+        return {(row["id"], row["account_id"]): request_of(row) for row in rows}
 
     async def _select_existing(self, wanted: Sequence[Owned]) -> dict[Owned, Literal[True]]:
         rows = await self._database.fetch(
@@ -87,7 +80,7 @@ class RequestStore:
         guard = "TRUE" if state is None else "r.state = $4"
         rows = await self._database.fetch(
             f"""
-            SELECT {_COLUMNS} FROM requests r
+            SELECT {REQUEST_COLUMNS} FROM requests r
             WHERE r.account_id = $1 AND ($2::text IS NULL OR r.id < $2) AND {guard}
             ORDER BY r.id DESC LIMIT $3
             """,  # noqa: S608
@@ -96,14 +89,14 @@ class RequestStore:
             limit,
             *([] if state is None else [state]),
         )
-        return [_request(row) for row in rows]
+        return [request_of(row) for row in rows]
 
     async def select_session_requests_before(
         self, session_id: str, before_seq: int | None, limit: int, state: State | None
     ) -> list[Request]:
         rows = await self._database.fetch(
             f"""
-            SELECT {_COLUMNS} FROM requests r
+            SELECT {REQUEST_COLUMNS} FROM requests r
             WHERE r.session_id = $1 AND ($2::integer IS NULL OR r.seq < $2) AND ($4::text IS NULL OR r.state = $4)
             ORDER BY r.seq DESC LIMIT $3
             """,  # noqa: S608
@@ -112,7 +105,7 @@ class RequestStore:
             limit,
             state,
         )
-        return [_request(row) for row in rows]
+        return [request_of(row) for row in rows]
 
     async def select_open_request_count(self, account_id: str, count_max: int) -> int:
         """How many requests of the account have not ended; counts no further than `count_max`."""
@@ -137,12 +130,3 @@ class RequestStore:
             [charge.request_id for charge in charges],
             [charge.model_dump_json() for charge in charges],
         )
-
-
-def _request(row: Record) -> Request:
-    fields = {**row, "metadata": json.loads(row["metadata"])}
-    if fields.get("result") is not None:
-        fields["result"] = ResultEnded.model_validate_json(fields["result"])
-    if fields.get("charge") is not None:
-        fields["charge"] = Charge.model_validate_json(fields["charge"])
-    return Request(**fields)

@@ -1,11 +1,21 @@
-"""Rows of requests as the commands that are made of them."""
+"""Rows of requests: as their owners see them, and as the commands that are made of them."""
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
-from services.gateway.records import Abandoned, Turn
+from services.gateway.records import Abandoned, Request, Turn
+from shared.contracts.billing import Charge
+from shared.contracts.results import ResultEnded
 from shared.postgres import Record
+
+REQUEST_COLUMNS: Final = """
+    r.id, r.account_id, r.session_id, r.seq, r.state, r.model, r.metadata, r.accepted_at, r.deadline_at,
+    r.dispatched_at, r.waiting_on, r.started_at, r.cancel_requested_at, r.abandoned_at, r.abandon_code, r.ended_at,
+    r.end_heard_at
+"""
+"""Of requests r, without what came of them."""
 
 TURN_COLUMNS: Final = """
     r.id, r.account_id, r.session_id, r.seq, r.input, r.settings, r.model, s.instructions, r.accepted_at, r.deadline_at,
@@ -14,6 +24,16 @@ TURN_COLUMNS: Final = """
 """Of requests r joined with its session s."""
 
 ABANDON_COLUMNS: Final = "r.abandon_code, r.abandoned_at"
+
+
+def request_of(row: Record) -> Request:
+    """Of REQUEST_COLUMNS, and of `result`, `charge` and `ahead` where the row has them."""
+    fields = {**row, "metadata": json.loads(row["metadata"])}
+    if fields.get("result") is not None:
+        fields["result"] = ResultEnded.model_validate_json(fields["result"])
+    if fields.get("charge") is not None:
+        fields["charge"] = Charge.model_validate_json(fields["charge"])
+    return Request(**fields)
 
 
 def turn_of(row: Record) -> Turn:

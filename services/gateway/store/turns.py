@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import TypeAlias
 
@@ -14,13 +15,27 @@ from services.gateway.records import (
     KnownKey,
     Progress,
     QueueFull,
+    Request,
     SessionMissing,
     Turn,
 )
 from services.gateway.request_state import states_before
-from services.gateway.store.rows import ABANDON_COLUMNS, TURN_COLUMNS, abandoned_of, turn_of
+from services.gateway.store.rows import (
+    ABANDON_COLUMNS,
+    REQUEST_COLUMNS,
+    TURN_COLUMNS,
+    abandoned_of,
+    request_of,
+    turn_of,
+)
 from shared.contracts.results import ResultEnded
 from shared.postgres import Connection, Database, Record
+
+_ENDING = """
+    state = i.state, started_at = i.started_at, ended_at = i.ended_at, end_heard_at = now(), result = i.result::jsonb,
+    waiting_on = NULL, next_check_at = NULL, requested_owed_at = NULL, cancel_owed_at = NULL, abandon_owed_at = NULL
+"""
+"""Of a request r, from an ending i."""
 
 AcceptOutcome: TypeAlias = Accepted | KnownKey | SessionMissing | QueueFull
 
@@ -102,17 +117,27 @@ class TurnStore:
         return [_accept_outcome(accept, row_by_id[accept.request_id]) for accept in accepts]
 
     async def update_requests_ended_if_open(self, endings: Sequence[ResultEnded]) -> Ended:
-        """End what is open, and pass each session's turn on. All statements after the first see the locked rows."""
-        session_ids = sorted({ending.session_id for ending in endings})
+        """End what is open, and pass each session's turn on.
+
+        Most sessions have one open request: it ends by a single statement, for there is nobody to pass the turn to. The
+        others take a transaction, in which all statements after the first see the locked rows.
+        """
+        requests = await self._end_alone(endings)
+        alone = {request.id for request in requests}
+        others = [ending for ending in endings if ending.request_id not in alone]
+        if not others:
+            return Ended(ended_ids=frozenset(alone), known_ids=frozenset(alone), requests=requests, dispatched=())
+        session_ids = sorted({ending.session_id for ending in others})
         async with self._database.transaction() as connection:
             await _lock_sessions(connection, session_ids)
-            rows = await self._end(connection, endings)
+            rows = await self._end(connection, others)
             idle_ids = {row["idle_session_id"] for row in rows}
             waiting_ids = [session_id for session_id in session_ids if session_id not in idle_ids]
             dispatched = await self._pass_turns(connection, waiting_ids) if waiting_ids else ()
         return Ended(
-            ended_ids=frozenset(row["id"] for row in rows if row["has_ended"]),
-            known_ids=frozenset(row["id"] for row in rows if row["is_known"]),
+            ended_ids=frozenset(row["id"] for row in rows if row["has_ended"]) | alone,
+            known_ids=frozenset(row["id"] for row in rows if row["is_known"]) | alone,
+            requests=requests,
             dispatched=dispatched,
         )
 
@@ -181,20 +206,48 @@ class TurnStore:
         )
         return {row["id"] for row in rows}
 
+    async def _end_alone(self, endings: Sequence[ResultEnded]) -> tuple[Request, ...]:
+        """End those that are the only open request of their session, as they are from now on; nothing else changes.
+
+        `open_requests` is read under the lock, so it is exact, and none can be accepted before the turn is free.
+        """
+        rows = await self._database.fetch(
+            f"""
+            WITH incoming AS (
+                SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[],
+                                     $6::timestamptz[], $7::text[])
+                    AS i(id, account_id, session_id, state, started_at, ended_at, result)
+            ), locked AS (
+                SELECT s.id, s.open_requests FROM sessions s WHERE s.id = ANY($3) ORDER BY s.id FOR UPDATE
+            ), ended AS (
+                UPDATE requests r
+                SET {_ENDING}
+                FROM incoming i JOIN locked l ON l.id = i.session_id
+                WHERE r.id = i.id AND r.account_id = i.account_id AND r.session_id = i.session_id
+                  AND r.state = ANY($8) AND l.open_requests = 1
+                RETURNING {REQUEST_COLUMNS}
+            ), freed AS (
+                UPDATE sessions s SET open_requests = 0, running = NULL FROM ended e WHERE s.id = e.session_id
+            )
+            SELECT * FROM ended
+            """,  # noqa: S608 - the columns are this package's own
+            *_ending_columns(endings),
+            states_before("completed"),
+        )
+        ending_by_id = {ending.request_id: ending for ending in endings}
+        return tuple(replace(request_of(row), result=ending_by_id[row["id"]]) for row in rows)
+
     async def _end(self, connection: Connection, endings: Sequence[ResultEnded]) -> list[Record]:
         """Where nothing is open any more there is nobody to pass the turn to: it is free, and the session idle."""
         return await connection.fetch(
-            """
+            f"""
             WITH incoming AS (
                 SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[],
                                      $6::timestamptz[], $7::text[])
                     AS i(id, account_id, session_id, state, started_at, ended_at, result)
             ), ended AS (
                 UPDATE requests r
-                SET state = i.state, started_at = i.started_at, ended_at = i.ended_at, end_heard_at = now(),
-                    result = i.result::jsonb,
-                    waiting_on = NULL, next_check_at = NULL, requested_owed_at = NULL, cancel_owed_at = NULL,
-                    abandon_owed_at = NULL
+                SET {_ENDING}
                 FROM incoming i
                 WHERE r.id = i.id AND r.account_id = i.account_id AND r.session_id = i.session_id
                   AND r.state = ANY($8)
@@ -211,14 +264,8 @@ class TurnStore:
             FROM incoming i LEFT JOIN ended e ON e.id = i.id
             LEFT JOIN counted c ON c.id = e.session_id AND c.open_requests = 0
             LEFT JOIN requests r ON r.id = i.id AND r.account_id = i.account_id AND r.session_id = i.session_id
-            """,
-            [ending.request_id for ending in endings],
-            [ending.account_id for ending in endings],
-            [ending.session_id for ending in endings],
-            [ending.status for ending in endings],
-            [ending.started_at for ending in endings],
-            [ending.ended_at for ending in endings],
-            [ending.model_dump_json() for ending in endings],
+            """,  # noqa: S608 - the columns are this package's own
+            *_ending_columns(endings),
             states_before("completed"),
         )
 
@@ -251,6 +298,19 @@ class TurnStore:
             self._grace,
         )
         return tuple(turn_of(row) for row in rows)
+
+
+def _ending_columns(endings: Sequence[ResultEnded]) -> tuple[list[object], ...]:
+    """What `incoming` is made of."""
+    return (
+        [ending.request_id for ending in endings],
+        [ending.account_id for ending in endings],
+        [ending.session_id for ending in endings],
+        [ending.status for ending in endings],
+        [ending.started_at for ending in endings],
+        [ending.ended_at for ending in endings],
+        [ending.model_dump_json() for ending in endings],
+    )
 
 
 async def _lock_sessions(connection: Connection, session_ids: Sequence[str]) -> None:
