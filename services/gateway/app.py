@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from services.gateway.account_load import AccountLoad
@@ -18,7 +19,7 @@ from services.gateway.healing import Healing
 from services.gateway.models import read_model_names
 from services.gateway.peers import Billing, Results
 from services.gateway.progress import ProgressWriter
-from services.gateway.request_reader import RequestReader, end_of
+from services.gateway.request_reader import RequestReader, end_of, hand_over
 from services.gateway.routes.call import Services
 from services.gateway.routes.table import public_app
 from services.gateway.sessions import Sessions
@@ -72,11 +73,11 @@ def build(settings: Settings) -> App:
     stores = build_stores(database, settings)
     grace = timedelta(seconds=settings.grace_seconds)
     outbox = Outbox(publisher, stores.sweeps, grace)
-    turns = Turns(stores.turns, outbox)
     results = Results(
         InternalApi(client, settings.results_url, settings.service_token.get_secret_value(), peer="results")
     )
     snapshot_hub = Hub("snapshots", waiters_max=settings.waiters_max, bus_is_up=lambda: broker.ready, clock=clock)
+    turns = Turns(stores.turns, outbox, partial(hand_over, snapshot_hub))
     log_hub = Hub(
         "logs",
         waiters_max=settings.waiters_max,

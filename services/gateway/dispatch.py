@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import timedelta
 from typing import Final
 
 from services.gateway.commands import session_abandoned, session_cancel_requested, session_requested
-from services.gateway.records import Abandoned, Turn
+from services.gateway.records import Abandoned, Request, Turn
 from services.gateway.store import SweepStore, TurnStore
 from shared.contracts.gateway import RequestsMoved
 from shared.contracts.message import Message
@@ -84,11 +84,12 @@ class Outbox:
 
 
 class Turns:
-    """Ends requests as results says, and gives each session's turn to the next in line."""
+    """Ends requests as results says, and gives each session's turn to the next in line. `hand_over` gets what ended."""
 
-    def __init__(self, store: TurnStore, outbox: Outbox) -> None:
+    def __init__(self, store: TurnStore, outbox: Outbox, hand_over: Callable[[Sequence[Request]], None]) -> None:
         self._store = store
         self._outbox = outbox
+        self._hand_over = hand_over
         # Endings of one session never share a batch, so that each of them passes the turn on.
         self._commits = GroupCommit("endings", self._end, key=lambda ending: ending.session_id)
 
@@ -105,6 +106,7 @@ class Turns:
         outcome = await self._store.update_requests_ended_if_open(endings)
         for ending in endings:
             self._count(ending, has_ended=ending.request_id in outcome.ended_ids, known=outcome.known_ids)
+        self._hand_over(outcome.requests)
         self._announce(outcome.dispatched, outcome.ended_ids)
         return [None] * len(endings)
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
-from typing import Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from shared.clock import Clock
 from shared.metrics import gauge
@@ -33,6 +33,8 @@ class Listener:
     def __init__(self, after: int) -> None:
         self.after = after
         self.heard = asyncio.Event()
+        self.given: Any = None
+        """What it was woken with, which need not be read."""
 
     async def wait(self, seconds: float) -> bool:
         """Return when woken, or after `seconds`; tells which."""
@@ -94,6 +96,12 @@ class Hub(Resource):
             for listener in self._listeners.get(key, ()):
                 listener.heard.set()
 
+    def give(self, key: str, value: object) -> None:
+        """Wake them with what they would read now, and would read from now on: only what stays so may be given."""
+        for listener in self._listeners.get(key, ()):
+            listener.given = value
+            listener.heard.set()
+
     def wake_all(self) -> None:
         """After a reconnect hints may have been missed: everybody reads again."""
         self.wake(list(self._listeners))
@@ -122,7 +130,8 @@ class Hub(Resource):
         *,
         after: int = 0,
     ) -> T:
-        """What `read` gives once it is an answer, or as it is when the time is up."""
+        """What `read` gives once it is an answer, or as it is when the time is up. It is read once in any case, so that
+        nobody is given what is not theirs to read."""
         if seconds <= 0 or self.is_full or self.draining:
             return await read()
         ends_at = self._clock.monotonic() + seconds
@@ -130,7 +139,7 @@ class Hub(Resource):
             value = await read()
             while not is_answer(value) and not self.draining and (left := ends_at - self._clock.monotonic()) > 0:
                 await listener.wait(left)
-                value = await read()
+                value = await read() if listener.given is None else listener.given
         return value
 
     async def _poll_if_due(self) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from services.gateway.dispatch import Outbox
 from services.gateway.store import RequestStore
+from services.gateway.waiting import Hub
 from shared.ids import new_id
 from shared.postgres import Database
 from tests.component.gateway.driver import CALL_SECONDS_MAX, PAST, Gateway, ending_of, update_of
@@ -148,6 +149,7 @@ async def test_in_one_read_each_gets_only_what_is_their_accounts_own(gateway: Ga
 @pytest.mark.usefixtures("polling")
 async def test_an_end_that_nobody_was_told_of_is_found(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Outbox, "tell_moved", lambda *_, **__: None)
+    monkeypatch.setattr(Hub, "give", lambda *_: None)
     request = await gateway.send(await gateway.new_session())
     waiting = await poll(gateway, f"/v1/requests/{request['id']}", Prefer="wait=60")
     await gateway.end(request)
@@ -196,4 +198,8 @@ async def test_who_waits_for_the_end_does_not_look_before_it(
     assert reads == 3, "one each before they waited, one of who was told"
     await gateway.bus.send(ending_of(request, gateway.customer.account_id))
     assert (await for_end).body["status"] == "completed"
+    assert reads == 3, "it was given what the end had written"
+    shown = await gateway.get(request["id"])
     assert reads == 4
+    assert (await for_end).body == shown.body
+    assert (await for_end).headers["ETag"] == shown.headers["ETag"]

@@ -55,6 +55,31 @@ async def test_a_waiter_is_answered_when_what_it_waits_for_has_happened(hub: Hub
     assert source.reads == 3
 
 
+async def test_a_waiter_that_is_given_the_answer_does_not_read_it_again(hub: Hub) -> None:
+    source = Source()
+    waiting = asyncio.create_task(hub.watch("a", source.read, bool, FOREVER))
+    await source.next_read()
+    hub.give("b", 6)
+    hub.give("a", 7)
+    assert await waiting == 7
+    assert source.reads == 1
+
+
+async def test_what_is_given_during_the_first_read_counts_once_that_has_succeeded(hub: Hub) -> None:
+    async def read() -> int:
+        hub.give("a", 7)
+        return 0
+
+    async def refuse() -> int:
+        hub.give("a", 7)
+        raise PermissionError
+
+    async with asyncio.timeout(GUARD_SECONDS):
+        assert await hub.watch("a", read, bool, FOREVER) == 7
+        with pytest.raises(PermissionError):
+            await hub.watch("a", refuse, bool, FOREVER)
+
+
 async def test_a_wake_during_the_read_is_not_lost(hub: Hub) -> None:
     values = [0, 7]
 
