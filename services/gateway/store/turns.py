@@ -37,6 +37,11 @@ _ENDING = """
 """
 """Of a request r, from an ending i."""
 
+# What is joined with nothing is kept out of the search, here and with the state below: a plan made while the table is
+# empty would look for the id among all requests of the account, of the session or in the state, and stay so for ever.
+_IS_OF_BOTH = "r.account_id || '' = i.account_id AND r.session_id || '' = i.session_id"
+"""Whether a request r belongs to the account and the session that an ending i names."""
+
 AcceptOutcome: TypeAlias = Accepted | KnownKey | SessionMissing | QueueFull
 
 
@@ -223,8 +228,7 @@ class TurnStore:
                 UPDATE requests r
                 SET {_ENDING}
                 FROM incoming i JOIN locked l ON l.id = i.session_id
-                WHERE r.id = i.id AND r.account_id = i.account_id AND r.session_id = i.session_id
-                  AND r.state = ANY($8) AND l.open_requests = 1
+                WHERE r.id = i.id AND {_IS_OF_BOTH} AND r.state || '' = ANY($8) AND l.open_requests = 1
                 RETURNING {REQUEST_COLUMNS}
             ), freed AS (
                 UPDATE sessions s SET open_requests = 0, running = NULL FROM ended e WHERE s.id = e.session_id
@@ -249,8 +253,7 @@ class TurnStore:
                 UPDATE requests r
                 SET {_ENDING}
                 FROM incoming i
-                WHERE r.id = i.id AND r.account_id = i.account_id AND r.session_id = i.session_id
-                  AND r.state = ANY($8)
+                WHERE r.id = i.id AND {_IS_OF_BOTH} AND r.state || '' = ANY($8)
                 RETURNING r.id, r.session_id
             ), counted AS (
                 UPDATE sessions s
@@ -263,7 +266,7 @@ class TurnStore:
             SELECT i.id, e.id IS NOT NULL AS has_ended, r.id IS NOT NULL AS is_known, c.id AS idle_session_id
             FROM incoming i LEFT JOIN ended e ON e.id = i.id
             LEFT JOIN counted c ON c.id = e.session_id AND c.open_requests = 0
-            LEFT JOIN requests r ON r.id = i.id AND r.account_id = i.account_id AND r.session_id = i.session_id
+            LEFT JOIN requests r ON r.id = i.id AND {_IS_OF_BOTH}
             """,  # noqa: S608 - the columns are this package's own
             *_ending_columns(endings),
             states_before("completed"),

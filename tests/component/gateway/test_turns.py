@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -181,6 +183,30 @@ async def test_the_database_makes_exactly_the_moves_of_the_table(replicas: list[
         await house.end(replicas[1], turn, wanted)
         state = await database.fetchval("SELECT state FROM requests WHERE id = $1", turn.request_id)
         assert state == (wanted if wanted in NEXT[present] else present)
+
+
+async def test_an_end_finds_its_request_by_its_id_even_when_planned_on_an_empty_table(database: Database) -> None:
+    statements = []
+
+    class Listening:
+        async def fetch(self, sql: str, *_: object) -> list[Any]:
+            statements.append(sql)
+            return []
+
+    listening: Any = Listening()
+    turns = TurnStore(listening, session_queue_max=1, check_after=CHECK_AFTER, grace=GRACE)
+    await turns._end_alone([])
+    await turns._end(listening, [])
+    for sql in statements:
+        async with database.transaction() as connection:
+            await connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+            types = "text[], text[], text[], text[], timestamptz[], timestamptz[], text[], text[]"
+            await connection.execute(f"PREPARE ending({types}) AS {sql}")
+            nothing = ", ".join(["'{}'"] * 8)
+            plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE ending({nothing})"))
+            await connection.execute("DEALLOCATE ending")
+        used = set(re.findall(r"Index Scan (?:using|on) (requests_\w+)", plan))
+        assert used == {"requests_pkey"}, plan
 
 
 async def test_a_command_says_the_settings_in_the_order_in_which_they_were_sent(gateway: Gateway) -> None:
