@@ -28,6 +28,7 @@ class RequestStore:
         self._database = database
         self._requests = GroupRead("requests", self._select_requests)
         self._existing = GroupRead("requests_existing", self._select_existing)
+        self._open_counts = GroupRead("open_requests", self._select_open_counts)
 
     async def select_request(self, request_id: str, account_id: str) -> Request | None:
         """Read together with what others ask for at the same time."""
@@ -108,17 +109,25 @@ class RequestStore:
         return [request_of(row) for row in rows]
 
     async def select_open_request_count(self, account_id: str, count_max: int) -> int:
-        """How many requests of the account have not ended; counts no further than `count_max`."""
-        count: int = await self._database.fetchval(
+        """How many requests of the account have not ended; counts no further than `count_max`. Counted once for all who
+        ask at the same time: an account's first requests may come in a burst."""
+        return await self._open_counts.get((account_id, count_max)) or 0
+
+    async def _select_open_counts(self, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        rows = await self._database.fetch(
             """
-            SELECT count(*) FROM (
-                SELECT FROM requests WHERE account_id = $1 AND state IN ('queued', 'in_progress') LIMIT $2
-            ) open
+            SELECT w.account_id, w.count_max, (
+                SELECT count(*) FROM (
+                    SELECT FROM requests r
+                    WHERE r.account_id = w.account_id AND r.state IN ('queued', 'in_progress') LIMIT w.count_max
+                ) open
+            ) AS count
+            FROM unnest($1::text[], $2::integer[]) AS w(account_id, count_max)
             """,
-            account_id,
-            count_max,
+            [account_id for account_id, _ in wanted],
+            [count_max for _, count_max in wanted],
         )
-        return count
+        return {(row["account_id"], row["count_max"]): row["count"] for row in rows}
 
     async def update_charges_if_missing(self, charges: Sequence[Charge]) -> None:
         await self._database.execute(

@@ -120,6 +120,18 @@ async def test_a_burst_of_polls_is_read_by_few_statements(
     assert statements.count == 1
 
 
+async def test_a_burst_of_first_requests_counts_the_open_ones_of_each_account_once(gateway: Gateway) -> None:
+    session_id = await gateway.new_session()
+    for _ in range(3):
+        await gateway.send(session_id)
+    own, stranger = gateway.customer.account_id, (await gateway.new_customer()).account_id
+    store, reads = RequestStore(gateway.database), counted("group_reads", group="open_requests")
+    asked = [(own, 10), (own, 2), (stranger, 10)] * 50
+    found = await asyncio.gather(*(store.select_open_request_count(*one) for one in asked))
+    assert found == [3, 2, 0] * 50
+    assert counted("group_reads", group="open_requests") - reads == 1
+
+
 async def test_in_one_read_each_gets_only_what_is_their_accounts_own(gateway: Gateway) -> None:
     request = await gateway.send(await gateway.new_session())
     stranger = await gateway.new_customer()
