@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Final
 
@@ -84,8 +85,14 @@ def redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mu
     return event
 
 
+@lru_cache(maxsize=1024)
+def _names_secret(key: str) -> bool:
+    """Nearly every line has the same names."""
+    return _SECRET_NAMES.search(key) is not None
+
+
 def _redact_field(key: str, value: object) -> object:
-    if _SECRET_NAMES.search(key):
+    if _names_secret(key):
         return _REDACTED
     if key in _CONTENT_NAMES:
         return (
@@ -97,7 +104,8 @@ def _redact_field(key: str, value: object) -> object:
 def redact_value(value: object) -> object:
     """`value` with everything that has the form of a secret replaced, at any depth."""
     if isinstance(value, str):
-        text = _SECRET_VALUES.sub(_REDACTED, _URL_PASSWORD.sub(_REDACTED, value))
+        text = _URL_PASSWORD.sub(_REDACTED, value) if "://" in value else value
+        text = _SECRET_VALUES.sub(_REDACTED, text)
         return text if len(text) <= _TEXT_LENGTH_MAX else f"{text[:_TEXT_LENGTH_MAX]}..."
     if isinstance(value, Mapping):
         return {str(key): _redact_field(str(key), item) for key, item in value.items()}
