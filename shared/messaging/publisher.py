@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import aio_pika
 from aio_pika.abc import AbstractRobustChannel
@@ -28,6 +28,9 @@ Published: TypeAlias = Literal["confirmed", "unconfirmed", "refused"]
 
 _CONFIRM_TIMEOUT_SECONDS: Final = 5.0
 _BEST_EFFORT_BUFFER_MAX: Final = 10_000
+_UNCONFIRMED_MAX: Final = 1_000
+"""So many may be written and not confirmed, with those that nobody waits for any more, before each has to wait for the
+socket to take it: while the broker reads nothing, what is tried again would be kept once for each try."""
 
 _TOO_LARGE: Final = re.compile(r"message size \d+ is larger than (?:configured )?max size (\d+)")
 """With this the broker closes the channel, and every publish that waits there for its confirm hears it."""
@@ -158,17 +161,17 @@ class Publisher(Resource):
 async def _write(
     channel: AbstractRobustChannel, encoded: aio_pika.Message, routing_key: str, *, mandatory: bool
 ) -> None:
-    """Return when it is confirmed, or written where the channel does not confirm. Past aio-pika's own `publish`, which
-    lets each message wait until the socket has taken the one before."""
+    """Return when it is confirmed, or where the channel does not confirm, when the socket has taken it. Past aio-pika's
+    own `publish`, which lets each message wait until the socket has taken the one before."""
     if channel.is_closed:
         raise ChannelInvalidStateError
-    underlay = await channel.get_underlay_channel()
-    await underlay.basic_publish(  # type: ignore[call-arg]  # `wait` is missing from its abstract class alone
+    underlay: Any = await channel.get_underlay_channel()  # of this, its abstract class does not tell everything
+    await underlay.basic_publish(
         encoded.body,
         exchange=EXCHANGE,
         routing_key=routing_key,
         properties=encoded.properties,
         mandatory=mandatory,
         timeout=_CONFIRM_TIMEOUT_SECONDS,
-        wait=False,
+        wait=not underlay.publisher_confirms or len(underlay.confirmations) >= _UNCONFIRMED_MAX,
     )
