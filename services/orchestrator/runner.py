@@ -249,11 +249,11 @@ class Runner:
         request = CallRequest(deployment, run.prompt)
         try:
             answer = await run.interruptible(self._called(run, self._providers[start.provider], request, progress))
+            await self._check(run, answer)
         except BaseException:
             progress.flush()
             raise
         progress.drop()
-        await self._check(run, answer)
         return answer
 
     async def _called(self, run: Run, provider: Provider, request: CallRequest, progress: Progress) -> Answer:

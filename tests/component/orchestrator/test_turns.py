@@ -313,11 +313,19 @@ async def test_a_structured_answer_keeps_its_format(orchestrator: Orchestrator) 
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     settings = CallSettings(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
     await orchestrator.llm.script("format", {"text": "nonsense"}, {"text": '{"n": "x"}'}, {"text": '{"n": 1}'})
-    turn = (MessageItem(role="user", content="[[format]]"),)
-    ended = await orchestrator.end_of(command(input=turn, settings=settings))
+    asked = command(input=(MessageItem(role="user", content="[[format]]"),), settings=settings)
+    ended = await orchestrator.end_of(asked)
     assert ended.output is not None
     assert (ended.status, ended.output.text, ended.final_attempt) == ("completed", '{"n": 1}', 3)
     assert [attempt.outcome for attempt in ended.attempts] == ["invalid_output", "invalid_output", "succeeded"]
+
+    async def told_what_they_had() -> bool:
+        told = {1: "", 2: "", 3: ""}
+        for message in orchestrator.progressed(asked):
+            told[message.attempt] += "".join(event.text for event in message.events)
+        return (told[1], told[2]) == ("nonsense", '{"n": "x"}')
+
+    await eventually(told_what_they_had)
 
 
 async def test_an_answer_that_never_keeps_its_format_fails(orchestrator: Orchestrator) -> None:
