@@ -38,6 +38,19 @@ async def test_a_contradicting_ending_changes_nothing(gateway: Gateway) -> None:
     assert await gateway.dump() == before
 
 
+async def test_a_contradicting_ending_changes_nothing_while_a_later_request_is_open(gateway: Gateway) -> None:
+    session_id = await gateway.new_session()
+    ended = await gateway.send(session_id)
+    await gateway.end(ended, "completed")
+    later = await gateway.send(session_id)
+    async with gateway.handling("gateway.results", 1):
+        await gateway.bus.send(ending_of(ended, gateway.customer.account_id, "failed"))
+    assert (await gateway.get(ended["id"])).body["status"] == "completed"
+    assert (await gateway.get(later["id"])).body["status"] == "queued"
+    await gateway.end(later, "completed")
+    assert (await gateway.get(later["id"])).body["status"] == "completed"
+
+
 async def test_an_ending_of_an_unknown_request_is_dropped(gateway: Gateway) -> None:
     request = await gateway.send(await gateway.new_session())
     before = await gateway.dump()
