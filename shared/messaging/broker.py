@@ -51,6 +51,8 @@ class Broker(Resource):
         self._stopping = asyncio.Event()
 
     async def start(self) -> None:
+        # Asked for by whoever reads the metrics: not every process is probed.
+        _connected.set_function(lambda: self.ready)
         self._publishing = await self._connect("publish")
         self._consuming = await self._connect("consume")
         self._consuming.reconnect_callbacks.add(self._reconnected)
@@ -73,12 +75,10 @@ class Broker(Resource):
     @property
     def ready(self) -> bool:
         """Whether both connections are up at this moment."""
-        up = all(
+        return all(
             connection is not None and connection.connected.is_set() and not connection.is_closed
             for connection in (self._publishing, self._consuming)
         )
-        _connected.set(up)
-        return up
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Call this whenever the consuming connection came back after a loss."""

@@ -48,6 +48,14 @@ async def test_what_waits_in_a_queue_is_told_by_whoever_starts(publisher: Publis
         await another.stop()
 
 
+async def test_the_connections_to_the_broker_are_told_also_where_nobody_asks_for_readiness(amqp_url: str) -> None:
+    broker = Broker(amqp_url, service="test", settle_seconds=0)
+    await broker.start()
+    assert await _is("parley_broker_connected 1.0")
+    await broker.stop()
+    assert await _is("parley_broker_connected 0.0")
+
+
 async def test_parked_messages_are_told_until_they_are_replayed(
     publisher: Publisher, amqp_url: str, databases: Databases
 ) -> None:
