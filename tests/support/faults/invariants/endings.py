@@ -27,10 +27,10 @@ def each_post_is_one_request(evidence: Evidence) -> Iterator[Violation]:
 
 
 def _payment_was_refused(evidence: Evidence, post: Post) -> bool:
-    """Of two copies sent at once one may be refused at the door and the other at the hold: it is one verdict."""
-    ended = {row["id"]: row["state"] for row in evidence.rows["requests"]}
-    states = {ended.get(request_id) for request_id in post.request_ids}
-    return states == {"refused"} and all(status == 402 for status, _ in post.refusals)
+    """Of two copies sent at once one may be refused at the door, while billing was not to be reached for the other: the
+    hold then refuses that, unless its user or its deadline ends it before. No provider is called in any case."""
+    called = evidence.by_request("attempts").keys()
+    return not post.request_ids & called and all(status == 402 for status, _ in post.refusals)
 
 
 def each_request_was_asked_for(evidence: Evidence) -> Iterator[Violation]:
