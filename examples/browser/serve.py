@@ -1,6 +1,6 @@
 """Serves the page and forwards /v1 to Parley from the same origin, adding the key: a browser never holds it.
 
-    python examples/browser/serve.py        then open http://127.0.0.1:8000
+    .venv/bin/python examples/browser/serve.py        then open http://127.0.0.1:8000
 
 For trying it out on your own machine: whoever can reach this port asks with your key.
 """
