@@ -20,7 +20,7 @@ def add_parked_arguments(parser: argparse.ArgumentParser) -> None:
     """`list`, `show ID`, `replay ID...|--all`, `drop ID...`."""
     parser.add_argument("action", choices=("list", "show", "replay", "drop"))
     parser.add_argument("ids", nargs="*", type=int, help="ids as `list` prints them")
-    parser.add_argument("--all", action="store_true", help="replay everything that is parked")
+    parser.add_argument("--all", action="store_true", help="with replay: everything that is parked")
     parser.add_argument(
         "--body",
         action="store_true",
@@ -29,7 +29,11 @@ def add_parked_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def run_parked(name: str, settings: Any, arguments: argparse.Namespace) -> int:
-    """Exit status 0, or 1 where an id is unknown."""
+    """Exit status 0, 1 where an id is unknown, or 2 where none is given."""
+    if arguments.action != "list" and not arguments.ids and not (arguments.action == "replay" and arguments.all):
+        or_all = ", or --all" if arguments.action == "replay" else ""
+        sys.stderr.write(f"parked {arguments.action} needs the ids of messages as `parked list` prints them{or_all}.\n")
+        return 2
     database = Database(settings.database_url.get_secret_value(), service=f"{name}-parked", pool_max=2)
     await database.start()
     try:

@@ -23,6 +23,15 @@ Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 _CLOSE_SECONDS = 2.0
 _RETRYABLE_STATES = ("08", "40", "53", "57", "25006", "55P03")
 """Connection, rollback, resources, operator intervention, read-only (a failover), lock not available."""
+_MEANINGS = {
+    "28000": "it does not let this user in",
+    "28P01": "the password or the user is wrong",
+    "3D000": "there is no database of this name",
+    "42501": "this user may not do that",
+    "42703": "a column is missing: run the service's `migrate` command first",
+    "42P01": "a table is missing: run the service's `migrate` command first",
+}
+"""Of what people meet who set a service up."""
 
 
 class DatabaseUnavailable(Transient):
@@ -37,7 +46,8 @@ class DatabaseRefused(ParleyError):
     """The statement or its data is wrong: the same again would fail again. Carries no value of any row."""
 
     def __init__(self, sqlstate: str | None, constraint: str | None) -> None:
-        super().__init__(f"the database refused a statement (sqlstate {sqlstate}, constraint {constraint})")
+        what = f": {_MEANINGS[sqlstate]}" if sqlstate in _MEANINGS else " a statement"
+        super().__init__(f"the database refused{what} (sqlstate {sqlstate}, constraint {constraint})")
         self.sqlstate = sqlstate
         self.constraint_name = constraint
 

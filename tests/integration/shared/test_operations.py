@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from shared.migrate import apply, read_migrations
 from shared.operations import add_parked_arguments, run_parked
-from shared.postgres import Database
+from shared.postgres import Database, DatabaseRefused
 from tests.support.servers import Databases
 
 
@@ -45,3 +45,14 @@ async def test_a_list_of_nothing_says_so_beside_the_lines_that_programs_read(
     assert json.loads(said.out.splitlines()[-1])["reason"] == "bad"
     assert "There are no" not in said.err
     await database.stop()
+
+
+@pytest.mark.parametrize("words", [["show"], ["replay"], ["drop"], ["drop", "--all"]])
+async def test_without_ids_nothing_passes_for_done(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert await parked("postgresql://nobody@127.0.0.1:1/nothing", *words) == 2
+    assert f"parked {words[0]} needs the ids" in capsys.readouterr().err
+
+
+async def test_a_database_without_tables_says_what_to_do(databases: Databases) -> None:
+    with pytest.raises(DatabaseRefused, match="run the service's `migrate` command first"):
+        await parked(await databases.empty(), "list")
