@@ -22,8 +22,7 @@ def show_one_request(base: str, account: Account) -> None:
     print(f"POST {path} -> 202 {accepted['id']} {accepted['status']}")
     request = _await_end(base, account, accepted["id"])
     _print_request(request)
-    entries = ask("GET", f"{base}/v1/requests/{request['id']}/timeline", key=account.key)["entries"]
-    _print_timeline(entries)
+    _print_timeline(_timeline(base, account, request["id"]))
 
 
 def _await_end(base: str, account: Account, request_id: str) -> dict[str, Any]:
@@ -38,7 +37,8 @@ def _await_end(base: str, account: Account, request_id: str) -> dict[str, Any]:
             if request.get("charge") or now > charge_deadline:
                 return request
         elif now > deadline:
-            raise SeedError(f"request {request_id} is still {request['status']} after {REQUEST_SECONDS} s: {request}")
+            _print_timeline(_timeline(base, account, request_id))
+            raise SeedError(f"request {request_id} is still {request['status']} after {REQUEST_SECONDS} s")
         time.sleep((request.get("poll_after_ms") or 250) / 1000)
 
 
@@ -51,12 +51,19 @@ def _print_request(request: Mapping[str, Any]) -> None:
     print(f"  usage   {request.get('usage')}\n  charge  {request.get('charge')}")
 
 
+def _timeline(base: str, account: Account, request_id: str) -> list[Mapping[str, Any]]:
+    entries: list[Mapping[str, Any]]
+    entries = ask("GET", f"{base}/v1/requests/{request_id}/timeline", key=account.key)["entries"]
+    return entries
+
+
 def _print_timeline(entries: list[Mapping[str, Any]]) -> None:
     print("\n  timeline")
     for entry in entries:
         clock = entry["at"].partition("T")[2][:12]
         data = " ".join(f"{name}={_short(value)}" for name, value in entry["data"].items() if value is not None)
-        print(f"  {clock:<13} {entry['service']:<13} {entry['type']:<18} {data[:LINE_CHARACTERS]}")
+        line = data if len(data) <= LINE_CHARACTERS else data[: LINE_CHARACTERS - 3] + "..."
+        print(f"  {clock:<13} {entry['service']:<13} {entry['type']:<18} {line}")
 
 
 def _short(value: object) -> object:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from deploy.local import env_file, servers
 from deploy.local.daemon import DaemonError
 from deploy.local.demo import show_one_request
-from deploy.local.environment import LLM, REPOSITORY, STRIPE
+from deploy.local.environment import LLM, REPOSITORY, SERVICES, STRIPE
 from deploy.local.plain_http import CallError
 from deploy.local.seed import Account, SeedError, await_allow, eligibility, make_account, subscribe
 from deploy.local.servers.find import ServersError
@@ -138,6 +138,8 @@ def _print_addresses(stack: Stack) -> None:
     print(f"\n  API      {stack.url('gateway')}")
     print(f"  LLM      {'stand-in, control ' + stack.ops_url(LLM) if stack.has_standin(LLM) else 'yours'}")
     print(f"  Stripe   {'stand-in, control ' + stack.ops_url(STRIPE) if stack.has_standin(STRIPE) else 'yours'}")
+    ops = ", ".join(f"{name} {stack.ops_url(name).rpartition(':')[2]}" for name in SERVICES)
+    print(f"  ops      health and metrics on the ports {ops}")
     print(f"  env      . {ENV_FILE}\n  logs     {ROOT / 'logs'}", flush=True)
 
 
