@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field, SecretStr
 
+from services.billing.policy import PolicyInvalid, load_policy
 from shared.config import BaseUrl, CommaSeparatedSecrets, Dsn, ServiceSettings
 
 
@@ -29,6 +31,16 @@ class Settings(ServiceSettings):
     """Between two comparisons of our facts with Stripe's lists."""
     sweep_seconds: float = Field(default=5, ge=0.05, le=300)
     """Between two looks for decisions and holds whose time has come."""
+
+    @classmethod
+    def further_problems(cls, environ: Mapping[str, str]) -> list[str]:
+        """Of PLANS_FILE."""
+        if path := environ.get("PLANS_FILE"):
+            try:
+                load_policy(Path(path), livemode=False)
+            except PolicyInvalid as error:
+                return [f"PLANS_FILE: {problem}" for problem in error.problems]
+        return []
 
     @property
     def livemode(self) -> bool:

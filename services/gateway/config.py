@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field, SecretStr
 
+from services.gateway.models import ModelsFileUnreadable, read_model_names
 from shared.config import BaseUrl, Dsn, ServiceSettings
 
 
@@ -25,3 +27,12 @@ class Settings(ServiceSettings):
     session_queue_max: int = Field(default=100, ge=1, le=10_000)
     account_queue_max: int = Field(default=10_000, ge=1, le=1_000_000)
     waiters_max: int = Field(default=5_000, ge=1, le=100_000)
+
+    @classmethod
+    def further_problems(cls, environ: Mapping[str, str]) -> list[str]:
+        """Of MODELS_FILE."""
+        try:
+            read_model_names(Path(path) if (path := environ.get("MODELS_FILE")) else None)
+        except ModelsFileUnreadable as error:
+            return [str(error)]
+        return []
