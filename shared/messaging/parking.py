@@ -85,13 +85,18 @@ class Parking:
             _waiting.labels(row["queue"]).set(row["count"])
 
     async def select_for_replay(self, parked_id: int) -> Record | None:
-        """Queue, headers, content type and body of one parked message."""
+        """Queue, headers, content type, body and times parked of one message."""
         return await self._database.fetchrow(
-            "SELECT queue, content_type, headers, body FROM parked_messages WHERE id = $1", parked_id
+            "SELECT queue, content_type, headers, body, times_parked FROM parked_messages WHERE id = $1", parked_id
         )
 
-    async def update_replayed(self, parked_id: int) -> None:
-        await self._database.execute("UPDATE parked_messages SET replayed_at = now() WHERE id = $1", parked_id)
+    async def update_replayed(self, parked_id: int, times_parked: int) -> None:
+        """A service may have parked it again before this mark: then it waits, and is not marked."""
+        await self._database.execute(
+            "UPDATE parked_messages SET replayed_at = now() WHERE id = $1 AND times_parked = $2",
+            parked_id,
+            times_parked,
+        )
 
     async def delete(self, parked_id: int) -> bool:
         return await self._database.execute("DELETE FROM parked_messages WHERE id = $1", parked_id) == "DELETE 1"

@@ -32,5 +32,5 @@ async def replay(parking: Parking, broker: Broker, parked_id: int) -> bool:
         )
     finally:
         await channel.close()
-    await parking.update_replayed(parked_id)
+    await parking.update_replayed(parked_id, row["times_parked"])
     return True

@@ -71,7 +71,7 @@ async def test_parked_messages_are_told_until_they_are_replayed(
     await parking.count()
     assert await _is('parley_parked_messages{queue="results.endings"} 1.0')
     (parked,) = await parking.select_page()
-    await parking.update_replayed(parked.id)
+    await parking.update_replayed(parked.id, parked.times_parked)
     await parking.count()
     assert "parley_parked_messages{" not in _page()
     await database.stop()
