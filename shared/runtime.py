@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import os
 import random
 import signal
 import sys
@@ -182,6 +183,10 @@ def main(
         raise SystemExit(asyncio.run(_dispatch(name, settings, build, migrations, known, arguments)))
     except ParleyError as error:
         sys.stderr.write(f"{error}\n")
+        raise SystemExit(1) from None
+    except BrokenPipeError:  # who reads our output, such as `| head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stderr.write("the other end of a pipe was closed\n")
         raise SystemExit(1) from None
     except Exception as error:  # a bare traceback would quote a row or a password
         log.error("process.failed", exc_info=error)
