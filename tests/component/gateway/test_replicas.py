@@ -39,6 +39,7 @@ async def test_one_key_at_two_replicas_at_once_is_one_request(gateway: Gateway, 
     assert session["open_requests"] == KEYS
 
 
+@pytest.mark.usefixtures("by_wake_alone")
 async def test_a_waiter_at_one_replica_hears_what_another_one_did(gateway: Gateway, second: Gateway) -> None:
     request = await gateway.send(await gateway.new_session())
     etag = (await second.get(request["id"])).headers["ETag"]
