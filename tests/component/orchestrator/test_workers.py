@@ -198,7 +198,13 @@ async def test_a_drained_worker_finishes_what_fits_and_hands_back_the_rest(surro
 
 
 async def end_the_drain_after_one(orchestrator: Orchestrator, app: App) -> None:
-    """Runs once the drain has begun; the time for it is over when the quick call has ended."""
+    """The quick call may end once nothing more is taken in; when it has ended the time for the drain is over."""
+
+    async def nobody_consumes() -> bool:
+        declared = await orchestrator.bus.channel.declare_queue("orchestrator.requests", passive=True)
+        return declared.declaration_result.consumer_count == 0
+
+    await eventually(nobody_consumes)
     await orchestrator.llm.open_gate("quick")
     await orchestrator.ended()
     for resource in app.resources:
