@@ -18,7 +18,7 @@ down: $(READY) ## stop what `make up` or `make run` started
 clean: $(READY) ## stop it and forget its databases, queues, logs and secrets
 	@$(PYTHON) -m deploy.local.run clean
 
-test: $(READY) ## all tests but the long ones; starts its own servers and services; about seven minutes on two cores
+test: $(READY) ## all tests but the long ones; starts its own servers and services; about eight minutes on two cores
 	@$(PYTHON) -m pytest --numprocesses 2 --ignore tests/long
 
 test-long: $(READY) ## order and limits under kills, wrong clocks, rolling restarts, a database away, each sweeper; five minutes
