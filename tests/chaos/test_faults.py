@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,7 @@ from tests.support.faults.load import Tempo
 from tests.support.faults.points import POINTS
 from tests.support.faults.report import Report
 from tests.support.faults.trial import Trial, trial
-from tests.support.faults.world import LEASE_SECONDS, World
+from tests.support.faults.world import LEASE_SECONDS, World, apart, running_world
 
 REQUESTS = 200
 TEMPO = Tempo(sessions=30, turns_max=5)
@@ -23,12 +22,8 @@ CANCELLING = Tempo(sessions=30, turns_max=5, cancels=0.3)
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    world = World(tmp_path_factory.mktemp("world"))
-    try:
-        world.start()
+    with running_world(World(tmp_path_factory.mktemp("world"))) as world:
         yield world
-    finally:
-        world.stop()
 
 
 async def judged(running: Trial, *traces: str) -> Report:
@@ -41,10 +36,6 @@ async def judged(running: Trial, *traces: str) -> Report:
     for trace in traces:
         assert any(report.bites[one] > 0 for one in trace.split("|")), f"no trace of {trace}\n{report}"
     return report
-
-
-async def apart(action: Callable[..., Any], *arguments: object) -> Any:
-    return await asyncio.to_thread(action, *arguments)
 
 
 async def test_each_service_is_killed_in_turn(world: World) -> None:

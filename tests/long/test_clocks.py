@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
@@ -22,7 +22,7 @@ from tests.support.faults.invariants.provider import calls_by_request
 from tests.support.faults.load import Tempo
 from tests.support.faults.report import Report
 from tests.support.faults.trial import Trial, trial
-from tests.support.faults.world import World
+from tests.support.faults.world import World, apart, running_world
 from tests.support.guard import GUARD_SECONDS
 from tests.support.parley import http_session
 
@@ -55,16 +55,8 @@ READ_SECONDS = 1.0
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     settings = {"orchestrator": {"LEASE_SECONDS": str(LEASE_SECONDS)}}
-    world = World(tmp_path_factory.mktemp("world"), settings=settings, skews=SKEWS)
-    try:
-        world.start()
+    with running_world(World(tmp_path_factory.mktemp("world"), settings=settings, skews=SKEWS)) as world:
         yield world
-    finally:
-        world.stop()
-
-
-async def apart(action: Callable[..., Any], *arguments: object) -> Any:
-    return await asyncio.to_thread(action, *arguments)
 
 
 async def judged(running: Trial, requests: int) -> Report:

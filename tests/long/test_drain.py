@@ -6,8 +6,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import asyncpg
 import pytest
@@ -18,7 +17,7 @@ from tests.support.faults.evidence import Evidence
 from tests.support.faults.load import Tempo
 from tests.support.faults.report import Report
 from tests.support.faults.trial import Trial, trial
-from tests.support.faults.world import World
+from tests.support.faults.world import World, apart, running_world
 
 REPLICAS = {"gateway": 2, "orchestrator": 2, "billing": 2, "results": 2}
 REQUESTS = 200
@@ -37,16 +36,10 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    world = World(tmp_path_factory.mktemp("world"), replicas=REPLICAS, balanced=True, settings=SETTINGS)
-    try:
-        world.start()
+    with running_world(
+        World(tmp_path_factory.mktemp("world"), replicas=REPLICAS, balanced=True, settings=SETTINGS)
+    ) as world:
         yield world
-    finally:
-        world.stop()
-
-
-async def apart(action: Callable[..., Any], *arguments: object) -> Any:
-    return await asyncio.to_thread(action, *arguments)
 
 
 async def judged(running: Trial) -> tuple[Report, Evidence]:

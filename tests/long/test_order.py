@@ -3,11 +3,10 @@ with all before it in its prompt; and the providers' limits hold over every wind
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -20,7 +19,7 @@ from tests.support.faults.evidence import Evidence, Row
 from tests.support.faults.load import Tempo
 from tests.support.faults.report import Report
 from tests.support.faults.trial import Trial, trial
-from tests.support.faults.world import World
+from tests.support.faults.world import World, apart, running_world
 from tests.support.guard import GUARD_SECONDS
 
 SESSIONS, TURNS = 50, 10
@@ -82,16 +81,8 @@ MARKER = re.compile(r"\[\[(\S+)\]\]")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     models = tmp_path_factory.mktemp("models") / "models.toml"
     models.write_text(MODELS)
-    world = World(tmp_path_factory.mktemp("world"), models=models)
-    try:
-        world.start()
+    with running_world(World(tmp_path_factory.mktemp("world"), models=models)) as world:
         yield world
-    finally:
-        world.stop()
-
-
-async def apart(action: Callable[..., Any], *arguments: object) -> Any:
-    return await asyncio.to_thread(action, *arguments)
 
 
 async def judged(running: Trial, requests: int) -> Report:

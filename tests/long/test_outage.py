@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from shared.messaging.topology import EXCHANGE
 from tests.support.bus import Bus, Listener, bus, eventually
 from tests.support.faults.load import Tempo
 from tests.support.faults.trial import GATE, Trial, trial
-from tests.support.faults.world import World
+from tests.support.faults.world import World, apart, running_world
 from tests.support.parley import Parley, http_session
 
 OUTAGE_SECONDS = 120.0
@@ -39,16 +39,8 @@ HOLD_SECONDS = 180.0
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    world = World(tmp_path_factory.mktemp("world"), settings={"orchestrator": PATIENT})
-    try:
-        world.start()
+    with running_world(World(tmp_path_factory.mktemp("world"), settings={"orchestrator": PATIENT})) as world:
         yield world
-    finally:
-        world.stop()
-
-
-async def apart(action: Callable[..., Any], *arguments: object) -> Any:
-    return await asyncio.to_thread(action, *arguments)
 
 
 async def test_the_database_is_gone_for_two_minutes_while_messages_arrive(world: World) -> None:

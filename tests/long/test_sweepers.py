@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from deploy.local.seed import Account, await_allow, make_account, subscribe
 from tests.support.bus import bus, eventually
 from tests.support.faults.trial import GATE
-from tests.support.faults.world import GRACE_SECONDS, World
+from tests.support.faults.world import GRACE_SECONDS, World, apart, running_world
 from tests.support.parley import Parley, http_session
 from tests.support.standins import LlmControl
 
@@ -21,12 +20,8 @@ SWEEP_SECONDS_MAX = 120.0
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    world = World(tmp_path_factory.mktemp("world"), replicas={"orchestrator": 1, "gateway": 1})
-    try:
-        world.start()
+    with running_world(World(tmp_path_factory.mktemp("world"), replicas={"orchestrator": 1, "gateway": 1})) as world:
         yield world
-    finally:
-        world.stop()
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +41,6 @@ async def llm(world: World) -> AsyncIterator[LlmControl]:
         control = LlmControl(http, world.stack.ops_url("llm"))
         yield control
         await control.ask("POST", "/reset")
-
-
-async def apart(action: Callable[..., Any], *arguments: object) -> Any:
-    return await asyncio.to_thread(action, *arguments)
 
 
 async def healed(world: World, metric: str, before: float, **labels: str) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
 from shared import metrics
@@ -15,27 +13,9 @@ from shared.messaging.broker import Broker
 from shared.messaging.owed import OwedPublishes
 from shared.messaging.parking import Parking
 from shared.messaging.publisher import Publisher
-from shared.migrate import apply, read_migrations
 from shared.postgres import Database
 from tests.support.bus import bus, eventually
 from tests.support.result_messages import ended, output_of
-from tests.support.servers import Databases
-
-
-@pytest.fixture
-async def broker(amqp_url: str) -> AsyncIterator[Broker]:
-    broker = Broker(amqp_url, service="test", settle_seconds=0)
-    await broker.start()
-    yield broker
-    await broker.stop()
-
-
-@pytest.fixture
-async def publisher(broker: Broker) -> AsyncIterator[Publisher]:
-    publisher = Publisher(broker)
-    await publisher.start()
-    yield publisher
-    await publisher.stop()
 
 
 async def test_what_waits_in_a_queue_is_told_by_whoever_starts(publisher: Publisher, amqp_url: str) -> None:
@@ -57,12 +37,9 @@ async def test_the_connections_to_the_broker_are_told_also_where_nobody_asks_for
 
 
 async def test_parked_messages_are_told_until_they_are_replayed(
-    publisher: Publisher, amqp_url: str, databases: Databases
+    publisher: Publisher, amqp_url: str, kernel_database: Database
 ) -> None:
-    database = Database(await databases.empty(), service="test")
-    await database.start()
-    await apply(database, read_migrations("test", Path("no/such/folder")))
-    parking = Parking(database)
+    parking = Parking(kernel_database)
     async with bus(amqp_url) as plain:
         listener = await plain.listen("session.ended")
         await publisher.publish(ended(new_id("req"), output_of("Hi")))
@@ -74,7 +51,6 @@ async def test_parked_messages_are_told_until_they_are_replayed(
     await parking.update_replayed(parked.id, parked.times_parked)
     await parking.count()
     assert "parley_parked_messages{" not in _page()
-    await database.stop()
 
 
 async def test_owed_publishes_are_told_while_a_sweep_finds_them(publisher: Publisher) -> None:

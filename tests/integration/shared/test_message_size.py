@@ -38,22 +38,6 @@ def amqp_url(narrow_vhosts: Vhosts) -> str:
 
 
 @pytest.fixture
-async def broker(amqp_url: str) -> AsyncIterator[Broker]:
-    broker = Broker(amqp_url, service="test", settle_seconds=0)
-    await broker.start()
-    yield broker
-    await broker.stop()
-
-
-@pytest.fixture
-async def publisher(broker: Broker) -> AsyncIterator[Publisher]:
-    publisher = Publisher(broker)
-    await publisher.start()
-    yield publisher
-    await publisher.stop()
-
-
-@pytest.fixture
 async def beside(amqp_url: str, publisher: Publisher) -> AsyncIterator[Bus]:
     async with bus(amqp_url) as beside:
         yield beside

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,12 +20,10 @@ from shared.messaging.parking import Parking
 from shared.messaging.publisher import Publisher
 from shared.messaging.replay import replay
 from shared.messaging.wake import WakeQueue
-from shared.migrate import apply, read_migrations
 from shared.postgres import Database, DatabaseRefused
 from tests.support.bus import Bus, bus, eventually
 from tests.support.counted import counted, handling
 from tests.support.guard import GUARD_SECONDS
-from tests.support.servers import Databases
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 QUEUE = "gateway.eligibility"
@@ -98,19 +95,9 @@ class World:
 
 
 @pytest.fixture
-async def world(databases: Databases, amqp_url: str) -> AsyncIterator[World]:
-    database = Database(await databases.empty(), service="test")
-    await database.start()
-    await apply(database, read_migrations("test", Path("no/such/folder")))
-    broker = Broker(amqp_url, service="test", settle_seconds=0)
-    publisher = Publisher(broker)
-    await broker.start()
-    await publisher.start()
+async def world(broker: Broker, publisher: Publisher, kernel_database: Database, amqp_url: str) -> AsyncIterator[World]:
     async with bus(amqp_url) as plain:
-        yield World(broker, publisher, database, plain)
-    await publisher.stop()
-    await broker.stop()
-    await database.stop()
+        yield World(broker, publisher, kernel_database, plain)
 
 
 @pytest.mark.parametrize("style", ["single", "batch"])

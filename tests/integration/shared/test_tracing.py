@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,13 +29,11 @@ from shared.messaging.consumer import BatchHandler, Consumer, Gate
 from shared.messaging.parking import Parking
 from shared.messaging.publisher import Publisher
 from shared.messaging.replay import replay
-from shared.migrate import apply, read_migrations
 from shared.postgres import Database
 from tests.support.bus import Bus, bus, eventually
 from tests.support.collector import Collector, ReceivedSpan, collector
 from tests.support.ports import free_port
 from tests.support.result_messages import ended, output_of
-from tests.support.servers import Databases
 
 QUEUE = "results.endings"
 CANARY = "canary-5150"
@@ -86,19 +83,9 @@ class World:
 
 
 @pytest.fixture
-async def world(databases: Databases, amqp_url: str) -> AsyncIterator[World]:
-    database = Database(await databases.empty(), service="test")
-    await database.start()
-    await apply(database, read_migrations("test", Path("no/such/folder")))
-    broker = Broker(amqp_url, service="test", settle_seconds=0)
-    publisher = Publisher(broker)
-    await broker.start()
-    await publisher.start()
+async def world(broker: Broker, publisher: Publisher, kernel_database: Database, amqp_url: str) -> AsyncIterator[World]:
     async with bus(amqp_url) as plain:
-        yield World(broker, publisher, database, plain)
-    await publisher.stop()
-    await broker.stop()
-    await database.stop()
+        yield World(broker, publisher, kernel_database, plain)
 
 
 def ended_under(step: tracing.Span, output: str = "Hi") -> SessionEnded:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import signal
 import subprocess
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from deploy.local.daemon import Daemon, DaemonError, child
@@ -28,6 +30,8 @@ from tests.support.faults.metrics import Metrics
 from tests.support.faults.proxy import Mode, Proxies, Proxy
 from tests.support.servers import run_apart
 from tests.support.stack import INHERITED
+
+T = TypeVar("T")
 
 PEERS: Mapping[str, tuple[str, ...]] = {
     "gateway": ("broker", "database", "billing", "results"),
@@ -391,3 +395,18 @@ def _at(url: str, address: str) -> str:
     parts = urlsplit(url)
     user, separator, _ = parts.netloc.rpartition("@")
     return parts._replace(netloc=f"{user}{separator}{address}").geturl()
+
+
+@contextmanager
+def running_world(world: World) -> Iterator[World]:
+    """One that is ready, and that ends with the block, also where it did not get so far."""
+    try:
+        world.start()
+        yield world
+    finally:
+        world.stop()
+
+
+async def apart(action: Callable[..., T], *arguments: object) -> T:
+    """What blocks, in a thread of its own: the loop that the load runs on goes on."""
+    return await asyncio.to_thread(action, *arguments)
