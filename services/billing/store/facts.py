@@ -148,7 +148,8 @@ class FactStore:
         # Those of the present periods: an account that is refunded each month would else carry all of them along.
         payments = await connection.fetch(
             """
-            SELECT p.fact FROM payments p JOIN customers c USING (customer_id)
+            SELECT p.fact FROM customers c
+            JOIN LATERAL (SELECT * FROM payments WHERE customer_id = c.customer_id OFFSET 0) p ON TRUE
             WHERE c.account_id = $1 AND p.fact->>'invoice_id' IN (
                 SELECT s.fact->>'latest_invoice_id' FROM subscriptions s WHERE s.customer_id = c.customer_id
             ) ORDER BY p.charge_id

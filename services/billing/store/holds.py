@@ -203,8 +203,13 @@ class HoldStore:
                 RETURNING h.account_id, h.period_start, h.held_tokens
             ), freed AS (
                 SELECT account_id, period_start, sum(held_tokens)::bigint AS tokens FROM expired GROUP BY 1, 2
+            ), funds AS MATERIALIZED (
+                SELECT c.account_id, c.period_start FROM credit_accounts c
+                WHERE (c.account_id, c.period_start) IN (SELECT account_id, period_start FROM freed)
+                ORDER BY c.account_id, c.period_start FOR NO KEY UPDATE
             ), credited AS (
-                UPDATE credit_accounts c SET held = c.held - f.tokens FROM freed f
+                UPDATE credit_accounts c SET held = c.held - f.tokens
+                FROM funds JOIN freed f USING (account_id, period_start)
                 WHERE c.account_id = f.account_id AND c.period_start = f.period_start
             )
             SELECT count(*) FROM expired

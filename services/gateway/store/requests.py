@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from services.gateway.records import KnownKey, Request
 from services.gateway.request_state import State
-from services.gateway.store.rows import REQUEST_COLUMNS, request_of
+from services.gateway.store.rows import LOCKED_IN_ORDER, REQUEST_COLUMNS, request_of
 from shared.contracts.billing import Charge
 from shared.group_read import GroupRead
 from shared.postgres import Database
@@ -16,9 +16,10 @@ Owned: TypeAlias = tuple[str, str]
 """The id of a request, and the account that asks for it."""
 
 # LIMIT keeps the account out of the search: a plan made while the table is empty would look for the id among all
-# requests of the account, and stay so for ever.
+# requests of the account, and stay so for ever. The inner SELECTs hide how many are wanted, so that the plan is made
+# once: for a few, one of their own would look cheaper each time, and take longer to make than to carry out.
 _WANTED = """
-    unnest($1::text[], $2::text[]) AS w(id, account_id)
+    unnest((SELECT $1::text[]), (SELECT $2::text[])) AS w(id, account_id)
     JOIN LATERAL (SELECT * FROM requests WHERE id = w.id LIMIT 1) r ON r.account_id = w.account_id
 """
 
@@ -131,11 +132,11 @@ class RequestStore:
 
     async def update_charges_if_missing(self, charges: Sequence[Charge]) -> None:
         await self._database.execute(
-            """
+            f"""
             UPDATE requests r SET charge = i.charge::jsonb
-            FROM (SELECT * FROM unnest($1::text[], $2::text[]) AS u(id, charge) ORDER BY id) i
-            WHERE r.id = i.id AND r.ended_at IS NOT NULL AND r.charge IS NULL
-            """,
+            FROM unnest($1::text[], $2::text[]) AS i(id, charge)
+            WHERE r.id = i.id AND r.ended_at IS NOT NULL AND r.charge IS NULL AND r.id IN {LOCKED_IN_ORDER}
+            """,  # noqa: S608
             [charge.request_id for charge in charges],
             [charge.model_dump_json() for charge in charges],
         )

@@ -25,6 +25,10 @@ TURN_COLUMNS: Final = """
 
 ABANDON_COLUMNS: Final = "r.abandon_code, r.abandoned_at"
 
+LOCKED_IN_ORDER: Final = "(SELECT q.id FROM requests q WHERE q.id = ANY($1) ORDER BY q.id FOR UPDATE)"
+"""Of the requests $1. Every statement that changes several locks them so, after their sessions: two that met in
+different orders would stand still for a second, until PostgreSQL ends one of them; a join alone keeps no order."""
+
 
 def request_of(row: Record) -> Request:
     """Of REQUEST_COLUMNS, and of `result`, `charge` and `ahead` where the row has them."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from services.gateway.records import Abandoned, Due, Turn
-from services.gateway.store.rows import ABANDON_COLUMNS, TURN_COLUMNS, abandoned_of, turn_of
+from services.gateway.store.rows import ABANDON_COLUMNS, LOCKED_IN_ORDER, TURN_COLUMNS, abandoned_of, turn_of
 from shared.postgres import Database, Record
 
 
@@ -63,7 +63,9 @@ class SweepStore:
                 )
             FROM sessions s
             WHERE s.id = r.session_id AND r.next_check_at <= now() AND r.id IN (
-                SELECT id FROM requests WHERE next_check_at <= now() ORDER BY next_check_at LIMIT $1
+                SELECT q.id FROM requests q WHERE q.id IN (
+                    SELECT id FROM requests WHERE next_check_at <= now() ORDER BY next_check_at LIMIT $1
+                ) ORDER BY q.id FOR UPDATE
             )
             RETURNING {TURN_COLUMNS}, {ABANDON_COLUMNS}, r.dispatched_at IS NOT NULL AS was_dispatched,
                       r.deadline_at + CASE WHEN r.dispatched_at IS NULL THEN '0'::interval ELSE $4::interval END
@@ -88,11 +90,11 @@ class SweepStore:
             SET abandoned_at = now(), abandon_code = 'deadline_exceeded', abandon_owed_at = now(),
                 next_check_at = now() + $2::interval
             FROM sessions s
-            WHERE s.id = r.session_id AND r.id = ANY($1) AND r.ended_at IS NULL AND r.abandoned_at IS NULL
+            WHERE s.id = r.session_id AND r.id IN {LOCKED_IN_ORDER} AND r.ended_at IS NULL AND r.abandoned_at IS NULL
               AND r.deadline_at + CASE WHEN r.dispatched_at IS NULL THEN '0'::interval ELSE $3::interval END <= now()
             RETURNING {TURN_COLUMNS}, {ABANDON_COLUMNS}
             """,  # noqa: S608
-            sorted(request_ids),
+            list(request_ids),
             self._check_after,
             self._grace,
         )
@@ -106,11 +108,11 @@ class SweepStore:
             SET abandoned_at = now(), abandon_code = 'input_too_large', abandon_owed_at = now(),
                 requested_owed_at = NULL, next_check_at = now() + $2::interval
             FROM sessions s
-            WHERE s.id = r.session_id AND r.id = ANY($1) AND r.ended_at IS NULL AND r.abandoned_at IS NULL
+            WHERE s.id = r.session_id AND r.id IN {LOCKED_IN_ORDER} AND r.ended_at IS NULL AND r.abandoned_at IS NULL
               AND r.requested_owed_at IS NOT NULL
             RETURNING {TURN_COLUMNS}, {ABANDON_COLUMNS}
             """,  # noqa: S608
-            sorted(request_ids),
+            list(request_ids),
             self._check_after,
         )
         return [abandoned for row in rows if (abandoned := abandoned_of(row))]
@@ -150,8 +152,7 @@ class SweepStore:
     async def _update_paid(self, column: str, request_ids: Sequence[str]) -> None:
         await self._database.execute(
             f"""
-            UPDATE requests SET {column} = NULL
-            WHERE id IN (SELECT id FROM unnest($1::text[]) AS u(id) ORDER BY id) AND {column} IS NOT NULL
+            UPDATE requests r SET {column} = NULL WHERE r.id IN {LOCKED_IN_ORDER} AND r.{column} IS NOT NULL
             """,  # noqa: S608
-            sorted(request_ids),
+            list(request_ids),
         )

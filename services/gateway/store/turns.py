@@ -22,6 +22,7 @@ from services.gateway.records import (
 from services.gateway.request_state import states_before
 from services.gateway.store.rows import (
     ABANDON_COLUMNS,
+    LOCKED_IN_ORDER,
     REQUEST_COLUMNS,
     TURN_COLUMNS,
     abandoned_of,
@@ -37,8 +38,8 @@ _ENDING = """
 """
 """Of a request r, from an ending i."""
 
-# What is joined with nothing is kept out of the search, here and with the state below: a plan made while the table is
-# empty would look for the id among all requests of the account, of the session or in the state, and stay so for ever.
+# What is joined with nothing is kept out of the search, here and in the statements below: a plan made while the table
+# is empty would look for the id among all rows of the account, of the session or in the state, and stay so for long.
 _IS_OF_BOTH = "r.account_id || '' = i.account_id AND r.session_id || '' = i.session_id"
 """Whether a request r belongs to the account and the session that an ending i names."""
 
@@ -71,11 +72,13 @@ class TurnStore:
                          deadline_seconds, traceparent)
             ), known AS (
                 SELECT i.id, r.id AS known_id, r.fingerprint FROM incoming i
-                JOIN requests r ON r.session_id = i.session_id AND r.idempotency_key = i.idempotency_key
-                               AND r.account_id = i.account_id
+                JOIN LATERAL (
+                    SELECT * FROM requests q
+                    WHERE q.session_id = i.session_id AND q.idempotency_key = i.idempotency_key LIMIT 1
+                ) r ON r.account_id = i.account_id
             ), locked AS (
-                SELECT s.id FROM sessions s JOIN incoming i ON i.session_id = s.id AND i.account_id = s.account_id
-                WHERE s.deleted_at IS NULL
+                SELECT s.id FROM sessions s JOIN incoming i ON i.session_id = s.id AND i.account_id = s.account_id || ''
+                WHERE s.id = ANY($2) AND COALESCE(s.deleted_at, 'infinity') = 'infinity'
                 ORDER BY s.id FOR UPDATE OF s
             ), moved AS (
                 UPDATE sessions s
@@ -159,7 +162,7 @@ class TurnStore:
             await connection.execute(
                 """
                 SELECT FROM sessions s JOIN requests r ON r.session_id = s.id
-                WHERE r.id = $1 AND r.account_id = $2 FOR UPDATE OF s
+                WHERE r.id = $1 AND r.account_id || '' = $2 FOR UPDATE OF s
                 """,
                 request_id,
                 account_id,
@@ -174,7 +177,7 @@ class TurnStore:
                     abandon_owed_at = COALESCE(r.abandon_owed_at, CASE WHEN r.dispatched_at IS NULL THEN now() END),
                     next_check_at = CASE WHEN r.dispatched_at IS NULL THEN now() + $3::interval ELSE r.next_check_at END
                 FROM sessions s
-                WHERE r.id = $1 AND r.account_id = $2 AND s.id = r.session_id
+                WHERE r.id = $1 AND r.account_id || '' = $2 AND s.id = r.session_id
                   AND r.ended_at IS NULL AND r.cancel_requested_at IS NULL
                 RETURNING {TURN_COLUMNS}, {ABANDON_COLUMNS}, r.dispatched_at IS NOT NULL AS was_dispatched
                 """,  # noqa: S608 - the columns are this package's own
@@ -189,18 +192,17 @@ class TurnStore:
     async def update_requests_progressed_if_open(self, hints: Sequence[Progress]) -> set[str]:
         """The requests that these hints moved. A hint older than the last one heard changes nothing."""
         rows = await self._database.fetch(
-            """
+            f"""
             UPDATE requests r
             SET state = CASE WHEN i.attempt >= 1 AND r.state = ANY($5) THEN 'in_progress' ELSE r.state END,
                 started_at = CASE WHEN i.attempt >= 1 THEN COALESCE(r.started_at, i.at) ELSE r.started_at END,
                 attempt = i.attempt, waiting_on = i.waiting_on, hinted_at = i.at, checks = 0,
                 next_check_at = GREATEST(r.next_check_at, LEAST(now() + $6::interval, r.deadline_at + $7::interval))
-            FROM (SELECT * FROM unnest($1::text[], $2::integer[], $3::text[], $4::timestamptz[])
-                      AS u(id, attempt, waiting_on, at) ORDER BY id) i
+            FROM unnest($1::text[], $2::integer[], $3::text[], $4::timestamptz[]) AS i(id, attempt, waiting_on, at)
             WHERE r.id = i.id AND r.ended_at IS NULL AND r.dispatched_at IS NOT NULL
-              AND (r.hinted_at IS NULL OR r.hinted_at <= i.at) AND r.attempt <= i.attempt
+              AND (r.hinted_at IS NULL OR r.hinted_at <= i.at) AND r.attempt <= i.attempt AND r.id IN {LOCKED_IN_ORDER}
             RETURNING r.id
-            """,
+            """,  # noqa: S608 - a constant of this package
             [hint.request_id for hint in hints],
             [hint.attempt for hint in hints],
             [hint.waiting_on for hint in hints],
@@ -229,6 +231,7 @@ class TurnStore:
                 SET {_ENDING}
                 FROM incoming i JOIN locked l ON l.id = i.session_id
                 WHERE r.id = i.id AND {_IS_OF_BOTH} AND r.state || '' = ANY($8) AND l.open_requests = 1
+                  AND r.id IN {LOCKED_IN_ORDER}
                 RETURNING {REQUEST_COLUMNS}
             ), freed AS (
                 UPDATE sessions s SET open_requests = 0, running = NULL FROM ended e WHERE s.id = e.session_id
@@ -253,7 +256,7 @@ class TurnStore:
                 UPDATE requests r
                 SET {_ENDING}
                 FROM incoming i
-                WHERE r.id = i.id AND {_IS_OF_BOTH} AND r.state || '' = ANY($8)
+                WHERE r.id = i.id AND {_IS_OF_BOTH} AND r.state || '' = ANY($8) AND r.id IN {LOCKED_IN_ORDER}
                 RETURNING r.id, r.session_id
             ), counted AS (
                 UPDATE sessions s

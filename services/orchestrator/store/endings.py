@@ -80,12 +80,14 @@ class EndingStore:
                 SELECT * FROM unnest($1::text[], $2::text[], $3::text[]) AS asked (request_id, outcome, ending)
             ), closed AS (
                 UPDATE attempts SET outcome = 'cancelled', ended_at = now()
-                FROM asked WHERE attempts.request_id = asked.request_id AND attempts.ended_at IS NULL
+                FROM asked
+                WHERE attempts.request_id = asked.request_id AND attempts.request_id = ANY($1)
+                    AND attempts.ended_at IS NULL
             )
             UPDATE tasks SET state = 'finished', outcome = asked.outcome, ending = asked.ending::json, command = NULL,
                 fence = fence + 1, worker_id = NULL, waiting_on = NULL, waiting_since = NULL, due_at = NULL,
                 finished_at = now()
-            FROM asked WHERE tasks.request_id = asked.request_id AND tasks.state <> 'finished'
+            FROM asked WHERE tasks.request_id = asked.request_id AND tasks.state || '' <> 'finished'
             """,
             [ending.request_id for ending in endings],
             [ending.status for ending in endings],
@@ -96,7 +98,7 @@ class EndingStore:
         await connection.execute(
             """
             UPDATE tasks SET cancel_requested_at = coalesce(cancel_requested_at, now())
-            WHERE request_id = ANY($1) AND state = 'running'
+            WHERE request_id = ANY($1) AND state || '' = 'running'
             """,
             list(request_ids),
         )
@@ -114,7 +116,12 @@ class EndingStore:
 
     async def update_endings_published(self, messages: Sequence[Message]) -> None:
         await self._database.execute(
-            "UPDATE tasks SET ended_published_at = now() WHERE request_id = ANY($1) AND ended_published_at IS NULL",
+            """
+            UPDATE tasks SET ended_published_at = now()
+            WHERE ended_published_at IS NULL AND request_id IN (
+                SELECT request_id FROM tasks WHERE request_id = ANY($1) ORDER BY request_id FOR UPDATE
+            )
+            """,
             [message.subject for message in messages],
         )
 

@@ -55,7 +55,11 @@ class WorkerStore:
             WITH back AS (
                 UPDATE tasks SET state = 'waiting', worker_id = NULL, fence = fence + 1,
                     waiting_on = 'capacity', waiting_since = now(), due_at = now()
-                WHERE worker_id = $1 AND state = 'running' AND ($2::text[] IS NULL OR request_id = ANY($2))
+                WHERE worker_id = $1 AND state = 'running' AND request_id IN (
+                    SELECT request_id FROM tasks
+                    WHERE worker_id = $1 AND state = 'running' AND ($2::text[] IS NULL OR request_id = ANY($2))
+                    ORDER BY request_id FOR UPDATE
+                )
                 RETURNING request_id
             ), closed AS (
                 UPDATE attempts SET outcome = 'handed_back', ended_at = now()

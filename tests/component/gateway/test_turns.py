@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import cast
 
 import pytest
 
@@ -20,9 +20,10 @@ from shared.contracts.content import Outcome
 from shared.contracts.results import RESULT_BY_STATUS
 from shared.group_commit import GroupCommit
 from shared.ids import new_id
-from shared.postgres import Database
+from shared.postgres import Connection, Database
 from tests.component.gateway.driver import PAST, Gateway, ending_of
 from tests.support.guard import GUARD_SECONDS
+from tests.support.planning import Listening, index_conditions
 
 GRACE = timedelta(seconds=30)
 CHECK_AFTER = timedelta(seconds=30)
@@ -185,28 +186,40 @@ async def test_the_database_makes_exactly_the_moves_of_the_table(replicas: list[
         assert state == (wanted if wanted in NEXT[present] else present)
 
 
-async def test_an_end_finds_its_request_by_its_id_even_when_planned_on_an_empty_table(database: Database) -> None:
-    statements = []
+async def test_endings_marks_and_progress_of_the_same_requests_lock_them_in_one_order(replicas: list[Replica]) -> None:
+    """In any other, two of these statements would wait for each other, and one be ended for it."""
+    house = await make_house(replicas, sessions=60)
+    chance = random.Random(5)
+    for _ in range(20):
+        await asyncio.gather(*(house.accept(replicas[0], session_id) for session_id in house.session_ids))
+        turns = list(house.open_ids.values())
+        house.open_ids.clear()
+        shuffled = [chance.sample(turns, len(turns)) for _ in range(3)]
+        endings = [
+            ending_of(
+                {"id": turn.request_id, "session_id": turn.session_id, "seq": turn.seq}, turn.account_id, "completed"
+            )
+            for turn in shuffled[0]
+        ]
+        progress = [Progress(turn.request_id, 1, None, PAST) for turn in shuffled[2]]
+        await asyncio.gather(
+            replicas[0].turns.update_requests_ended_if_open(endings),
+            replicas[1].sweeps.update_requested_paid([turn.request_id for turn in shuffled[1]]),
+            replicas[1].turns.update_requests_progressed_if_open(progress),
+        )
 
-    class Listening:
-        async def fetch(self, sql: str, *_: object) -> list[Any]:
-            statements.append(sql)
-            return []
 
-    listening: Any = Listening()
-    turns = TurnStore(listening, session_queue_max=1, check_after=CHECK_AFTER, grace=GRACE)
+async def test_rows_are_found_by_their_ids_even_when_planned_on_empty_tables(database: Database) -> None:
+    listening = Listening()
+    turns = TurnStore(cast("Database", listening), session_queue_max=1, check_after=CHECK_AFTER, grace=GRACE)
+    await turns.insert_requests_unless_key_used([])
     await turns._end_alone([])
-    await turns._end(listening, [])
-    for sql in statements:
-        async with database.transaction() as connection:
-            await connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
-            types = "text[], text[], text[], text[], timestamptz[], timestamptz[], text[], text[]"
-            await connection.execute(f"PREPARE ending({types}) AS {sql}")
-            nothing = ", ".join(["'{}'"] * 8)
-            plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE ending({nothing})"))
-            await connection.execute("DEALLOCATE ending")
-        used = set(re.findall(r"Index Scan (?:using|on) (requests_\w+)", plan))
-        assert used == {"requests_pkey"}, plan
+    await turns._end(cast("Connection", listening), [])
+    wanted = [{"sessions_pkey", "requests_by_idempotency_key"}, {"sessions_pkey", "requests_pkey"}]
+    for sql, indexes in zip(listening.statements, [*wanted, wanted[1]], strict=True):
+        conditions = await index_conditions(database, sql)
+        assert {index for index, _ in conditions} == indexes
+        assert all(re.search(r"\bid\b|session_id", condition) for _, condition in conditions), conditions
 
 
 async def test_a_command_says_the_settings_in_the_order_in_which_they_were_sent(gateway: Gateway) -> None:

@@ -13,10 +13,10 @@ from services.orchestrator.records import NewTask
 from services.orchestrator.store import Arrival, TaskStore
 from services.orchestrator.task import cancelled_before_arrival
 from shared.contracts.gateway import SessionRequested
-from shared.metrics import exposition
 from shared.postgres import Database
 from tests.component.orchestrator.driver import Orchestrator, cancel_of, command
 from tests.support.bus import eventually
+from tests.support.counted import counted
 from tests.support.guard import GUARD_SECONDS
 
 
@@ -37,9 +37,7 @@ class Held:
 
 def paused(queue: str) -> float:
     """How many deliveries of this queue have paused in this process so far."""
-    text = exposition()[0].decode()
-    sample = f'parley_messages_handled_total{{queue="{queue}",verdict="paused"}} '
-    return sum(float(line.removeprefix(sample)) for line in text.splitlines() if line.startswith(sample))
+    return counted("messages_handled", queue=queue, verdict="paused")
 
 
 async def test_a_cancel_written_between_the_look_and_the_insert_of_its_command_pauses_nothing(

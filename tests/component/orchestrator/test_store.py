@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import pytest
 
@@ -30,8 +31,9 @@ from services.orchestrator.task import (
 from shared.contracts.content import Outcome, WaitingOn
 from shared.contracts.gateway import SessionRequested
 from shared.contracts.orchestrator import AttemptRecord
-from shared.postgres import Database, DatabaseRefused
+from shared.postgres import Connection, Database, DatabaseRefused
 from tests.component.orchestrator.driver import command
+from tests.support.planning import Listening, index_conditions
 
 NOW = datetime.now(UTC)
 MIGRATION = Path(__file__).parents[3] / "services/orchestrator/migrations/0001_create_tasks.sql"
@@ -308,3 +310,41 @@ async def test_hot_queries_have_their_index(stores: Stores, query: str, index: s
         await connection.execute("SET LOCAL enable_seqscan = off")
         plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN {query}"))
     assert index in plan
+
+
+async def test_marks_hand_backs_and_cancels_of_the_same_tasks_lock_them_in_one_order(stores: Stores) -> None:
+    """In any other, two of these would wait for each other, and one be ended for it after a second."""
+    await stores.workers.insert_worker("wrk_a", 600)
+    chance = random.Random(5)
+    for _ in range(15):
+        asked = [command() for _ in range(100)]
+        for one in chance.sample(asked, len(asked)):  # where they lie in the table says nothing of their ids
+            await stores.insert(started(one, "wrk_a"))
+        ids = sorted(one.request_id for one in asked)
+
+        async def cancel(of: list[str]) -> None:
+            async with stores.database.transaction() as connection:
+                await stores.endings.select_tasks_for_update(connection, of, at=NOW)
+
+        await asyncio.gather(cancel(ids), stores.workers.update_tasks_handed_back_if_held("wrk_a"))
+        claimed = await stores.claim("wrk_a", len(ids))
+        conclusions = [finished(next(one for one in asked if one.request_id == task.request_id), 3) for task in claimed]
+        assert len(await stores.attempts.update_tasks_concluded_if_fence(conclusions, {})) == len(ids)
+        endings = [conclusion.ending for conclusion in conclusions if conclusion.ending]
+        chance.shuffle(endings)
+        await asyncio.gather(cancel(ids), stores.endings.update_endings_published(endings))
+
+
+async def test_a_conclusion_finds_its_task_by_its_id_even_when_planned_on_empty_tables(database: Database) -> None:
+    listening = Listening()
+    await AttemptStore(cast("Database", listening)).update_tasks_concluded_if_fence([], {})
+    await AttemptStore(cast("Database", listening)).insert_attempts_if_fence(cast("Connection", listening), [])
+    for sql in listening.statements:
+        conditions = await index_conditions(database, sql)
+        assert {index for index, _ in conditions} <= {
+            "tasks_pkey",
+            "attempts_in_flight",
+            "attempts_pkey",
+            "buckets_pkey",
+        }
+        assert all(condition for _, condition in conditions), conditions
