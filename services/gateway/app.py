@@ -46,6 +46,7 @@ CHECK_AFTER = timedelta(seconds=30)
 CHECK_AFTER_MAX = timedelta(seconds=300)
 CHARGE_SECONDS_MAX = 1.0
 PURCHASE_SECONDS_MAX = 30.0
+UPDATES_MAX = 10_000
 HEALING_SECONDS = 1.0
 REPAIR_SECONDS = 15.0
 OVERDUE_SECONDS = 15.0
@@ -200,8 +201,10 @@ def wake_queue(broker: Broker, snapshot_hub: Hub, log_hub: Hub) -> WakeQueue:
 def consumers(broker: Broker, publisher: Publisher, parking: Parking, handlers: Handlers) -> list[Resource]:
     """What is received, and by whom it is handled."""
     endings: dict[type[Message], BatchHandler[Any]] = dict.fromkeys(RESULT_BY_STATUS.values(), handlers.result_ended)
+    updates: dict[type[Message], BatchHandler[Any]] = {ResultUpdated: handlers.result_updated}
     return [
         Consumer(broker, publisher, parking, "gateway.results", endings),
-        Consumer(broker, publisher, parking, "gateway.updates", {ResultUpdated: handlers.result_updated}),
+        # Its handler waits for the tick of its statements, so that a batch has to take all that a tick brings.
+        Consumer(broker, publisher, parking, "gateway.updates", updates, batch_max=UPDATES_MAX),
         Consumer(broker, publisher, parking, "gateway.eligibility", {EligibilityChanged: handlers.eligibility_changed}),
     ]

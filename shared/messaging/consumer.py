@@ -37,8 +37,9 @@ Gate: TypeAlias = Callable[[], Awaitable[None]]
 REDELIVERIES_MAX: Final = 20
 _PAUSE_SECONDS_FIRST: Final = 0.1
 _PAUSE_SECONDS_MAX: Final = 10.0
+_ALONE_SECONDS_MAX: Final = 1.0
+"""A batch that takes longer, whatever for, lets the next one start beside it."""
 _GATE_PAUSE_SECONDS: Final = 1.0
-_BATCHES_IN_FLIGHT_MAX: Final = 2
 _CANCEL_SECONDS: Final = 1.0
 _LAST_BATCH_SECONDS: Final = 5.0
 _TRIES_WHOLE_MAX: Final = 3
@@ -125,7 +126,9 @@ class Consumer(Resource):
         self._unsettled = Unsettled()
         self._some_arrived = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._slots = asyncio.Semaphore(_BATCHES_IN_FLIGHT_MAX)
+        # One batch at a time: what arrives meanwhile is the next one, so the busier we are, the more share a statement.
+        # One that is slow or stands still gives the slot back; then the prefetch bounds how many there are.
+        self._slot = asyncio.Semaphore(1)
         self._batches: set[asyncio.Task[None]] = set()
         self._loop: asyncio.Task[None] | None = None
         self._channel: AbstractRobustChannel | None = None
@@ -135,8 +138,7 @@ class Consumer(Resource):
             _handled.labels(queue, verdict)
 
     async def start(self) -> None:
-        prefetch = self._batch_max * (_BATCHES_IN_FLIGHT_MAX + 1)
-        self._channel = await self._broker.consuming_channel(prefetch=prefetch)
+        self._channel = await self._broker.consuming_channel(prefetch=3 * self._batch_max)
         self._consumed = await declare_queue(self._channel, self._queue)
         self._loop = asyncio.create_task(self._take_batches())
         self._consumer_tag = await self._consumed.consume(self._arrive, no_ack=self._best_effort)
@@ -183,7 +185,7 @@ class Consumer(Resource):
     async def _take_batches(self) -> None:
         while True:
             await self._some_arrived.wait()
-            await self._slots.acquire()
+            await self._slot.acquire()
             if self._gate is not None:
                 await self._pass(self._gate)
             taken = [self._arrived.popleft() for _ in range(min(self._batch_max, len(self._arrived)))]
@@ -205,9 +207,11 @@ class Consumer(Resource):
 
     async def _run_batch(self, taken: list[AbstractIncomingMessage]) -> None:
         with contextlib.ExitStack() as slot, _seconds.labels(self._queue.name).time():
-            slot.callback(self._slots.release)
+            slot.callback(self._slot.release)
+            late = asyncio.get_running_loop().call_later(_ALONE_SECONDS_MAX, slot.close)
+            slot.callback(late.cancel)
             try:
-                await self._handle(await self._decode(taken), slot)
+                await self._handle(await self._decode(taken))
             except _Stopping:
                 log.info("consumer.gave_back", queue=self._queue.name)
                 for incoming in taken:
@@ -228,7 +232,7 @@ class Consumer(Resource):
                 by_type.setdefault(message.type, []).append(delivery)
         return deque(_Part(deliveries) for deliveries in by_type.values())
 
-    async def _handle(self, parts: deque[_Part], slot: contextlib.ExitStack) -> None:
+    async def _handle(self, parts: deque[_Part]) -> None:
         """Bring every part to its verdict. They take turns, one try between two pauses: while the world is away no
         more is tried for there being many, and once it is back nothing waits for what still fails."""
         pause_seconds = _PAUSE_SECONDS_FIRST
@@ -241,8 +245,6 @@ class Consumer(Resource):
                     _handled.labels(self._queue.name, "dropped").inc(len(part.deliveries))
                     continue
                 parts.extend(part.to_try_again())
-                if pause_seconds == _PAUSE_SECONDS_MAX:
-                    slot.close()  # What waits for so long holds up nobody else; the prefetch bounds how many do.
                 pause_seconds = await self._pause(error, pause_seconds, len(part.deliveries))
             except Exception as error:
                 if len(part.deliveries) > 1:

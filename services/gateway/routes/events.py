@@ -64,8 +64,8 @@ async def _stream(call: Call[Nothing, EventsQuery], request_id: str, after: int)
         response = web.StreamResponse(headers=_STREAM_HEADERS)
         # A drain may end it at any time, when its head is long sent: so no connection outlives its stream.
         response.force_close()
-        await response.prepare(call.http)
         try:
+            await response.prepare(call.http)
             await _write_log(call, request_id, response, page, listener)
         except (ConnectionError, TimeoutError):
             log.info("stream.left", request_id=request_id)

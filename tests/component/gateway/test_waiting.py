@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
 
+from services.gateway.records import Progress
+from services.gateway.routes import events
+from services.gateway.store import TurnStore
+from shared.ids import new_id
 from tests.component.gateway.driver import PAST, Gateway, ending_of, update_of
 from tests.component.gateway.peers import Peers
 from tests.support.bus import eventually
+from tests.support.counted import sampled
+from tests.support.guard import GUARD_SECONDS
 
 pytestmark = pytest.mark.usefixtures("by_wake_alone")
 
@@ -66,6 +72,28 @@ async def test_a_wait_with_a_version_ends_with_any_change(gateway: Gateway) -> N
     waiting = await poll(gateway, path, **{"Prefer": "wait=60", "If-None-Match": etag})
     await gateway.bus.send(update_of(request, gateway.customer.account_id))
     assert (await waiting).body["status"] == "in_progress"
+
+
+async def test_hints_that_come_while_a_tick_is_waited_for_share_its_statement(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many: were they taken a hundred at a time, a gateway would hear a thousand hints a second and no more."""
+    monkeypatch.setattr("shared.messaging.consumer._ALONE_SECONDS_MAX", GUARD_SECONDS)
+    written, all_sent, sizes = TurnStore.update_requests_progressed_if_open, asyncio.Event(), []
+
+    async def write(store: TurnStore, hints: Sequence[Progress]) -> set[str]:
+        sizes.append(len(hints))
+        await all_sent.wait()
+        return await written(store, hints)
+
+    monkeypatch.setattr(TurnStore, "update_requests_progressed_if_open", write)
+    known = await gateway.send(await gateway.new_session())
+    hints = [update_of({**known, "id": new_id("req")}, gateway.customer.account_id) for _ in range(600)]
+    async with gateway.handling("gateway.updates", len(hints)):
+        await asyncio.gather(*map(gateway.bus.send, hints))
+        all_sent.set()
+    assert sum(sizes) == len(hints)
+    assert len(sizes) <= 4, sizes
 
 
 async def test_a_wait_for_an_ended_request_does_not_wait(gateway: Gateway) -> None:
@@ -206,3 +234,38 @@ async def test_a_client_that_leaves_a_stream_cancels_nothing(gateway: Gateway, p
 
     await eventually(has_left)
     assert (await gateway.get(request["id"])).body["cancel_requested_at"] is None
+
+
+async def test_a_client_that_leaves_before_its_stream_begins_meets_no_error_of_ours(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = await gateway.send(await gateway.new_session())
+    read, reads, left = events._read, asyncio.Event(), asyncio.Event()
+
+    async def read_slowly(*arguments: Any) -> Any:
+        page = await read(*arguments)
+        reads.set()
+        await left.wait()
+        return page
+
+    monkeypatch.setattr(events, "_read", read_slowly)
+    async with aiohttp.ClientSession() as http:
+        headers = {"Authorization": f"Bearer {gateway.customer.key}", "Accept": "text/event-stream"}
+        url = f"{gateway.base_url}/v1/requests/{request['id']}/events"
+        asking = asyncio.create_task(http.get(url, headers=headers).__aenter__())
+        await reads.wait()
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    await asyncio.sleep(0.1)  # until its end has arrived; too soon and the answer goes where nobody reads it
+    failed = answered(500)
+    left.set()
+
+    async def is_over() -> bool:
+        return waiters(gateway) == 0
+
+    await eventually(is_over)
+    assert answered(500) == failed
+
+
+def answered(status: int) -> float:
+    return sampled("parley_http_request_seconds_count", status=str(status))

@@ -307,8 +307,8 @@ async def test_one_message_that_never_succeeds_for_the_moment_waits_alone(world:
 async def test_batches_that_stand_still_give_their_turn_to_others(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many messages as batches may be in hand fail for ever, each in a batch of its own; the next is handled."""
-    monkeypatch.setattr("shared.messaging.consumer._PAUSE_SECONDS_MAX", 0.4)
+    """Two messages fail for ever, each in a batch of its own; the next is handled."""
+    monkeypatch.setattr("shared.messaging.consumer._ALONE_SECONDS_MAX", 0.4)
 
     def fail_the_first_two(message: EligibilityChanged) -> Sequence[Message]:
         if message.sequence < 2:
@@ -322,6 +322,25 @@ async def test_batches_that_stand_still_give_their_turn_to_others(
         await world.publisher.publish(*(fact(number) for number in range(2, 20)))
         # In hand are at most as many as the prefetch lets in: three, for batches of one.
         assert sorted(await handled.wait_for(18)) == list(range(2, 20))
+
+
+async def test_a_batch_that_hangs_holds_up_no_other_for_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.messaging.consumer._ALONE_SECONDS_MAX", 0.2)
+    hanging, go_on, others = asyncio.Event(), asyncio.Event(), Handled()
+
+    async def hang_at_the_first(messages: Sequence[EligibilityChanged]) -> Sequence[Message]:
+        if messages[0].sequence == 0:
+            hanging.set()
+            await go_on.wait()
+        return await others.batch(messages)
+
+    async with world.consuming({EligibilityChanged: hang_at_the_first}):
+        await world.publisher.publish(fact(0))
+        await hanging.wait()
+        await world.publisher.publish(*(fact(number) for number in range(1, 20)))
+        assert sorted(await others.wait_for(19)) == list(range(1, 20))
+        go_on.set()
+        assert sorted(await others.wait_for(20)) == list(range(20))
 
 
 async def test_at_the_stop_what_was_not_handled_goes_back_to_the_queue(world: World) -> None:

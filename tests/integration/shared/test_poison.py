@@ -27,11 +27,11 @@ from shared.ids import new_id
 from shared.messaging.broker import Broker
 from shared.messaging.consumer import Consumer
 from shared.messaging.publisher import Publisher
-from shared.metrics import exposition
 from shared.postgres import Database
 from shared.runtime import App
 from tests.component.orchestrator.driver import command
 from tests.support.bus import bus, eventually
+from tests.support.counted import counted
 from tests.support.guard import GUARD_SECONDS
 from tests.support.ports import free_port
 from tests.support.result_messages import ended, output_of
@@ -165,17 +165,10 @@ async def a_publisher(amqp_url: str) -> AsyncIterator[Publisher]:
     await broker.stop()
 
 
-def counted(metric: str, queue: str, **labels: str) -> float:
-    wanted = [f'queue="{queue}"', *(f'{name}="{value}"' for name, value in labels.items())]
-    lines = exposition()[0].decode().splitlines()
-    samples = [line for line in lines if line.startswith(f"parley_{metric}_total{{") and all(w in line for w in wanted)]
-    return sum(float(line.rpartition(" ")[2]) for line in samples)
-
-
 def verdicts(queue: str) -> Counter[str]:
     names = ("acked", "parked", "paused")
-    found = Counter({name: int(counted("messages_handled", queue, verdict=name)) for name in names})
-    found["redelivered"] = int(counted("messages_redelivered", queue))
+    found = Counter({name: int(counted("messages_handled", queue=queue, verdict=name)) for name in names})
+    found["redelivered"] = int(counted("messages_redelivered", queue=queue))
     return found
 
 
