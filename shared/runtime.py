@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
+import uvloop
+
 from shared import failpoints, logs, operations, tracing
 from shared.clock import Clock, DatabaseClock, SystemClock
 from shared.config import ServiceSettings, load, load_only
@@ -180,7 +182,7 @@ def main(
     logs.configure(name, settings.log_level)
     try:
         failpoints.arm(settings.failpoints)
-        raise SystemExit(asyncio.run(_dispatch(name, settings, build, migrations, known, arguments)))
+        raise SystemExit(uvloop.run(_dispatch(name, settings, build, migrations, known, arguments)))
     except ParleyError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(1) from None
