@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, create_model
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -104,9 +105,15 @@ def load_only(settings_class: type[Environment], *names: str) -> Any:
 def describe_problems(error: ValidationError) -> list[str]:
     """One line for each problem: the variable's name and what is wrong, never its value."""
     return [
-        f"{'.'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
-        for problem in error.errors(include_input=False, include_url=False, include_context=False)
+        f"{'.'.join(str(part) for part in problem['loc']).upper()}: {_message_of(problem)}"
+        for problem in error.errors(include_input=False, include_url=False)
     ]
+
+
+def _message_of(problem: ErrorDetails) -> str:
+    if problem["type"] == "too_short":  # pydantic counts the items of a secret
+        return f"must have at least {problem['ctx']['min_length']} characters"
+    return problem["msg"]
 
 
 def secret_variables(names: Iterable[str]) -> dict[str, SecretStr]:

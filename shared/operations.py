@@ -84,6 +84,9 @@ async def _replay(parking: Parking, settings: Any, name: str, arguments: argpars
     ids: list[int] = arguments.ids
     if arguments.all:
         ids = [parked.id for parked in await parking.select_page(limit=100_000)]
+        if not ids:
+            sys.stderr.write("There are no parked messages.\n")
+            return 0
     broker = Broker(settings.amqp_url.get_secret_value(), service=f"{name}-parked", settle_seconds=0)
     await broker.start()
     try:
@@ -94,5 +97,5 @@ async def _replay(parking: Parking, settings: Any, name: str, arguments: argpars
 
 def _report(outcomes: list[tuple[int, bool]], verb: str) -> int:
     for parked_id, known in outcomes:
-        sys.stdout.write(f"{parked_id}: {verb if known else 'there is no such parked message'}\n")
+        sys.stdout.write(f"{parked_id}: {verb}\n" if known else f"There is no parked message {parked_id}.\n")
     return 0 if all(known for _, known in outcomes) else 1

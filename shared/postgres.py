@@ -37,8 +37,9 @@ _MEANINGS = {
 class DatabaseUnavailable(Transient):
     """The database did not answer, or asks to try again."""
 
-    def __init__(self, sqlstate: str | None = None) -> None:
-        super().__init__("the database is not available" + (f" (sqlstate {sqlstate})" if sqlstate else ""))
+    def __init__(self, sqlstate: str | None = None, cause: str | None = None) -> None:
+        why = f"sqlstate {sqlstate}" if sqlstate else cause
+        super().__init__("the database is not available" + (f" ({why})" if why else ""))
         self.sqlstate = sqlstate
 
 
@@ -164,4 +165,4 @@ def _translated() -> Iterator[None]:
     except asyncpg.DataError as error:
         raise DatabaseRefused("22000", None) from error
     except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
-        raise DatabaseUnavailable from error
+        raise DatabaseUnavailable(cause=str(error) if isinstance(error, OSError) else type(error).__name__) from error

@@ -40,10 +40,8 @@ def write(file: Path, root: Path, values: Mapping[str, str]) -> None:
     file.write_text("\n".join(["# Written by make run and make up; read it with `. .local/env`.", *lines]) + "\n")
 
 
-def without_own(environ: Mapping[str, str], root: Path) -> dict[str, str]:
-    """The environment without what an earlier `. .local/env` of the same root put there: these are addresses and keys
-    of a stack that is gone, not servers that somebody gives us."""
-    if environ.get(ROOT_NAME) != str(root):
-        return dict(environ)
+def without_own(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what an earlier `. .local/env` put there, of whatever root: these are addresses and keys
+    of a stack that is gone or another's, not servers that somebody gives us."""
     own = {ROOT_NAME, NAMES_NAME, *environ.get(NAMES_NAME, "").split(",")}
     return {name: value for name, value in environ.items() if name not in own}

@@ -107,7 +107,8 @@ def clean() -> int:
 
 def _start() -> tuple[servers.Servers, Stack]:
     began = time.monotonic()
-    base = env_file.without_own(os.environ, ROOT)
+    base = env_file.without_own(os.environ)
+    servers.reach_given(base)
     found = servers.up(ROOT, base)
     stack = Stack(ROOT, found.urls(), base)
     _say("migrating, then starting " + ", ".join(stack.processes))

@@ -46,7 +46,7 @@ class Settings(ServiceSettings):
                 return [f"MODELS_FILE: {problem}" for problem in models]
             users = {deployment.key_variable: deployment.name for deployment in models.deployments()}
         return [
-            f"{name}: must be set, for deployment {users[name]} names it as its key; where there is none, to any word"
+            f"{name}: must be set: it is the key of deployment {users[name]} (any word, where its server asks for none)"
             for name in sorted(users)
             if not environ.get(name)
         ]

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from deploy.local.daemon import DaemonError
-from deploy.local.servers import Postgres, Servers, apt, down, up
+from deploy.local.servers import Postgres, Servers, apt, down, reach_given, up
 from deploy.local.servers.find import DSN_NAMES, ServersError
 from deploy.local.servers.rabbitmq import speaks_amqp
 
@@ -119,6 +119,18 @@ def test_urls_in_the_environment_are_taken_as_they_are(tmp_path: Path) -> None:
     servers = up(tmp_path, given | SOMEWHERE)
     assert servers.urls() == given | SOMEWHERE
     assert not (tmp_path / "postgres").exists() and not (tmp_path / "rabbitmq").exists()
+
+
+def test_a_server_of_the_environment_that_does_not_answer_is_told_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as answering:
+        here = f"127.0.0.1:{answering.getsockname()[1]}"
+        dsns = {name: f"postgresql://{here}/{database}" for database, name in DSN_NAMES.items()}
+        reach_given(dsns)
+        assert f"GATEWAY_DATABASE_URL of your environment: {here}" in capsys.readouterr().err
+    with pytest.raises(ServersError, match=rf"nothing answers at {here}, which AMQP_URL"):
+        reach_given({"AMQP_URL": f"amqp://{here}/"})
 
 
 def test_some_database_urls_without_the_others_are_refused(tmp_path: Path) -> None:

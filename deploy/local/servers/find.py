@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from deploy.local.daemon import DaemonError
 from deploy.local.servers import apt, docker
@@ -16,6 +18,8 @@ from deploy.local.servers.postgres import DATABASES, Postgres, PrivatePostgres, 
 from deploy.local.servers.rabbitmq import PrivateRabbitMQ, RabbitMQ, find_rabbitmq
 
 DSN_NAMES = {database: f"{database.upper()}_DATABASE_URL" for database in DATABASES}
+DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
+REACH_SECONDS = 5.0
 FOUR_WAYS = f"""no way to {{missing}}. Any one of these will do:
   1. set {", ".join(DSN_NAMES.values())} and AMQP_URL to servers that run;
   2. install the programs (PostgreSQL: initdb, postgres, pg_isready; RabbitMQ: rabbitmq-server, with Erlang);
@@ -72,6 +76,29 @@ def down(root: Path, *, remove: bool = False) -> None:
             server.stop()
             if remove:
                 server.remove()
+
+
+def reach_given(environ: Mapping[str, str]) -> None:
+    """Says which servers the environment gives, and raises where one does not answer: services would wait for it in
+    silence, and for minutes."""
+    for name in (*DSN_NAMES.values(), "AMQP_URL"):
+        if environ.get(name):
+            _reach(name, environ[name])
+
+
+def _reach(name: str, url: str) -> None:
+    parts = urlsplit(url)
+    if not parts.hostname:
+        return  # such as a socket's folder: whoever connects will say what is wrong
+    port = parts.port or DEFAULT_PORTS.get(parts.scheme, 5432)
+    print(f"  {name} of your environment: {parts.hostname}:{port}", file=sys.stderr, flush=True)
+    try:
+        socket.create_connection((parts.hostname, port), timeout=REACH_SECONDS).close()
+    except OSError as error:
+        raise ServersError(
+            f"nothing answers at {parts.hostname}:{port}, which {name} of your environment names ({error}); "
+            "start it, or unset the variable"
+        ) from error
 
 
 def _choose(root: Path, *, postgres: bool, rabbitmq: bool) -> tuple[Postgres | None, RabbitMQ | None]:
