@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
 READY := .venv/.ready
+# Or every worker of a test run would compile anew what it imports, where the environment asks for that.
+export PYTHONDONTWRITEBYTECODE :=
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,11 +20,8 @@ down: $(READY) ## stop what `make up` or `make run` started
 clean: $(READY) ## stop it and forget its databases, queues, logs and secrets
 	@$(PYTHON) -m deploy.local.run clean
 
-test: $(READY) ## all tests but the long ones; starts its own servers and services; about eight minutes on two cores
-	@$(PYTHON) -m pytest --numprocesses 2 --ignore tests/long
-
-test-long: $(READY) ## order and limits under kills, wrong clocks, rolling restarts, a database away, each sweeper; five minutes
-	@$(PYTHON) -m pytest --numprocesses 2 tests/long
+test: $(READY) ## all tests; starts its own servers and services; about seven minutes on two cores
+	@$(PYTHON) -m pytest --numprocesses 3
 
 test-unit: $(READY) ## only the tests that need no server
 	@$(PYTHON) -m pytest tests/unit tests/architecture
@@ -66,4 +65,4 @@ $(READY): pyproject.toml uv.lock deploy/local/bootstrap.sh
 	@sh deploy/local/bootstrap.sh --group bench
 	@touch $@
 
-.PHONY: help run up down clean test test-long test-unit lint chaos mutants bench bench-inflight bench-growth types openapi k8s
+.PHONY: help run up down clean test test-unit lint chaos mutants bench bench-inflight bench-growth types openapi k8s

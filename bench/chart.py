@@ -53,11 +53,12 @@ def _throughput(axes: Any, scenarios: Mapping[str, Any]) -> None:
         raw, parley = (one["medians"][name]["throughput_per_second"] for name in ("raw", "parley"))
         axes.bar(place - 0.2, raw, 0.38, color=RAW, label="raw" if place == 0 else None)
         axes.bar(place + 0.2, parley, 0.38, color=PARLEY, label="Parley" if place == 0 else None)
-        axes.text(place + 0.2, parley, f"{one['ratios']['throughput']:.2f}", ha="center", va="bottom")
+        axes.text(place + 0.2, parley / 2, f"{one['ratios']['throughput']:.2f}", ha="center", color="white")
         axes.plot([place, place + 0.4], [THROUGHPUT_LEAST * raw] * 2, color=LIMIT, linestyle=":", linewidth=1.2)
     axes.set_xticks(range(len(scenarios)), [name.replace(", ", "\n") for name in scenarios])
     axes.set_title(f"requests/s (dotted: {THROUGHPUT_LEAST} of raw)")
-    axes.legend(frameon=False)
+    axes.set_ylim(top=1.2 * axes.get_ylim()[1])
+    axes.legend(frameon=False, ncols=2, loc="upper left")
 
 
 def _latency(axes: Any, scenarios: Mapping[str, Any]) -> None:

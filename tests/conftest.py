@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,32 @@ def amqp_url(rabbitmq_server: RabbitMQ, vhosts: Vhosts) -> Iterator[str]:
     """A virtual host of this test's own."""
     vhost = vhosts.take()
     yield rabbitmq_server.url(vhost)
+    vhosts.give_back(vhost)
+
+
+@pytest.fixture(scope="session")
+def breakable(servers: Servers, databases: Databases, vhosts: Vhosts) -> Iterator[tuple[Servers, Databases, Vhosts]]:
+    """This session's own servers, which nobody else uses while a file that breaks them runs (tests.support.scheduling
+    has those files first, before a stack is started for all); where the session's are shared, a pair beside them."""
+    if not SHARED_ROOT:
+        yield servers, databases, vhosts
+        return
+    with session_servers(None) as own:
+        assert own.postgres and own.rabbitmq
+        yield own, Databases(own.postgres), Vhosts(own.rabbitmq)
+
+
+@pytest.fixture(scope="module")
+def world_servers(breakable: tuple[Servers, Databases, Vhosts]) -> Iterator[Servers]:
+    """Servers that a world may kill, with databases and a virtual host of its own: to start some for each world would
+    cost seconds of CPU."""
+    servers, databases, vhosts = breakable
+    assert servers.postgres and servers.rabbitmq
+    vhost = vhosts.take()
+    dsns = {service: run_apart(databases.fresh(service)) for service in SERVICES}
+    yield replace(servers, dsns=dsns, amqp_url=vhosts.url(vhost))
+    servers.postgres.start()
+    servers.rabbitmq.start()
     vhosts.give_back(vhost)
 
 

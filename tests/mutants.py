@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".local", "__pycache__", ".*_
 PROMISES = [f"P{number}" for number in range(1, 13)]
 TEST_SECONDS_MAX = 120
 UNCHANGED_SECONDS_MAX = 1200
+INTERRUPT_SECONDS_MAX = 60
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,22 @@ def run_tests(
     folder: Path, tests: Sequence[str], environ: Mapping[str, str], *, seconds_max: float
 ) -> subprocess.CompletedProcess[str]:
     command = [str(REPOSITORY / ".venv/bin/python"), "-m", "pytest", "-q", "-x", *tests]
+    with subprocess.Popen(command, cwd=folder, env=environ, stdout=subprocess.PIPE, text=True) as pytest:
+        try:
+            stdout, _ = pytest.communicate(timeout=seconds_max)
+        except subprocess.TimeoutExpired:
+            _interrupt(pytest)
+            return subprocess.CompletedProcess(command, 1, "\nFAILED it ran out of time", "")
+    return subprocess.CompletedProcess(command, pytest.returncode, stdout, "")
+
+
+def _interrupt(pytest: subprocess.Popen[str]) -> None:
+    """As Ctrl-C does: the servers and services that its fixtures have started end with it."""
+    pytest.send_signal(signal.SIGINT)
     try:
-        return subprocess.run(
-            command, cwd=folder, env=environ, capture_output=True, text=True, timeout=seconds_max, check=False
-        )
+        pytest.communicate(timeout=INTERRUPT_SECONDS_MAX)
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "\nFAILED it ran out of time", "")
+        pytest.kill()
 
 
 def check_unchanged(folder: Path, mutants: Sequence[Mutant], environ: Mapping[str, str]) -> None:

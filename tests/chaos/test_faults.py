@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from deploy.local.servers import Servers
 from tests.support.bus import eventually
 from tests.support.faults.load import Tempo
 from tests.support.faults.points import POINTS
@@ -21,8 +22,8 @@ CANCELLING = Tempo(sessions=30, turns_max=5, cancels=0.3)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with running_world(World(tmp_path_factory.mktemp("world"))) as world:
+def world(tmp_path_factory: pytest.TempPathFactory, world_servers: Servers) -> Iterator[World]:
+    with running_world(World(tmp_path_factory.mktemp("world"), world_servers)) as world:
         yield world
 
 

@@ -16,6 +16,8 @@ from shared.messaging.codec import encode
 from shared.messaging.topology import EXCHANGE
 from tests.support.guard import GUARD_SECONDS
 
+_PAUSE_SECONDS_MIN, _PAUSE_SECONDS_MAX = 0.02, 0.5
+
 
 @dataclass
 class Bus:
@@ -84,7 +86,10 @@ async def bus(amqp_url: str) -> AsyncIterator[Bus]:
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], *, seconds: float = GUARD_SECONDS) -> None:
-    """Return once `condition` holds: for what can only be asked, not awaited."""
+    """Return once `condition` holds: for what can only be asked, not awaited. The longer it takes, the less often it is
+    asked, at most a tenth too late: whoever is asked needs the processor that the answer waits for."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
     async with asyncio.timeout(seconds):
         while not await condition():
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(min(max(_PAUSE_SECONDS_MIN, (loop.time() - began) / 10), _PAUSE_SECONDS_MAX))

@@ -73,7 +73,14 @@ class History:
         return of_ended(ended(request_id, output_of(text, refusal), attempt=attempt))
 
 
-_TEXT = st.text(alphabet="ab", min_size=1, max_size=3)
+_TEXT = st.sampled_from([*map("".join, itertools.chain(*(itertools.product("ab", repeat=n) for n in (1, 2, 3))))])
+_READ = st.integers(0, 4 * READERS - 1).map(lambda drawn: Read(drawn % READERS, 1 + drawn // READERS))
+"""One draw for a step where one will do: to draw is nearly all that a history in memory costs."""
+
+
+def _batches(count: int) -> st.SearchStrategy[Deliver]:
+    """Of one to five of so many messages."""
+    return st.binary(min_size=1, max_size=5).map(lambda drawn: Deliver(tuple(place % max(1, count) for place in drawn)))
 
 
 @st.composite
@@ -88,10 +95,7 @@ def histories(draw: st.DrawFn) -> History:
     text = draw(st.sampled_from((last, last, last + "c", "c", "", None)))
     proposal = (text, draw(st.sampled_from(("", "", "no"))), draw(st.integers(0, attempts + 1)))
     count = len(History(texts, cuts, proposal, ()).messages(""))
-    step = st.one_of(
-        st.builds(Deliver, st.lists(st.integers(0, max(0, count - 1)), min_size=1, max_size=5).map(tuple)),
-        st.builds(Read, st.integers(0, READERS - 1), st.integers(1, 4)),
-    )
+    step = st.one_of(_batches(count), _READ)
     before = draw(st.lists(step, max_size=25))
     after = draw(st.lists(st.one_of(step, st.builds(End, st.booleans())), max_size=8))
     steps = (*before, End(draw(st.integers(0, 5)) == 0), *after)

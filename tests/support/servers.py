@@ -3,13 +3,18 @@
 import asyncio
 import fcntl
 import secrets
-from collections.abc import Coroutine, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import aio_pika
+
 from deploy.local.servers import Postgres, RabbitMQ, Servers, down, up
+from shared.messaging.broker import Broker
+from shared.messaging.topology import QUEUES
 from shared.migrate import migrate
 
 T = TypeVar("T")
@@ -17,6 +22,8 @@ SERVICES = Path(__file__).parents[2] / "services"
 ROOT = Path(__file__).parents[2] / ".local" / "test"
 SESSIONS_MAX = 8
 VHOSTS_PER_CALL = 32
+RESTING = 4
+"""So many tests later what was on its way to a queue has come."""
 
 
 def run_apart(work: Coroutine[Any, Any, T]) -> T:
@@ -96,6 +103,7 @@ class Vhosts:
         self._count = 0
         self._unused: list[str] = []
         self._done: list[str] = []
+        self._with_queues: deque[str] = deque()
 
     def take(self) -> str:
         if not self._unused:
@@ -108,9 +116,46 @@ class Vhosts:
     def url(self, vhost: str) -> str:
         return self._rabbitmq.url(vhost)
 
+    @asynccontextmanager
+    async def with_queues(self) -> AsyncIterator[str]:
+        """The URL of one that has all queues, with nothing in them and nobody at them. Test after test uses it, each
+        after some others: to make these queues and to delete them costs the broker more than most tests do."""
+        vhost = await self._emptied() or await self._declared()
+        yield self.url(vhost)
+        self._with_queues.append(vhost)
+
+    async def _emptied(self) -> str | None:
+        while len(self._with_queues) >= RESTING:
+            vhost = self._with_queues.popleft()
+            if await _empty(self.url(vhost)):
+                return vhost
+            self._done.append(vhost)
+        return None
+
+    async def _declared(self) -> str:
+        vhost = self.take()
+        broker = Broker(self.url(vhost), service="tests", settle_seconds=0)
+        await broker.start()
+        await broker.stop()
+        return vhost
+
     def give_back(self, vhost: str) -> None:
         """Deleted with the others when the next are made: until then its queues cost the broker a little."""
         self._done.append(vhost)
 
     def delete_all(self) -> None:
-        self._rabbitmq.delete_vhosts([*self._done, *self._unused])
+        self._rabbitmq.delete_vhosts([*self._done, *self._unused, *self._with_queues])
+
+
+async def _empty(url: str) -> bool:
+    """Purges all queues; not where a test has left somebody at one of them, or has taken one away."""
+    async with await aio_pika.connect(url) as connection:
+        channel = await (await connection.channel()).get_underlay_channel()
+        try:
+            for queue in QUEUES:
+                if (await channel.queue_declare(queue.name, passive=True)).consumer_count:
+                    return False
+                await channel.queue_purge(queue.name)
+        except aio_pika.exceptions.ChannelNotFoundEntity:
+            return False
+    return True

@@ -15,6 +15,8 @@ __all__ = ["Account", "Stack", "make_account", "running_stack", "subscribe", "su
 
 # What a process needs to run at all. The rest of the environment may name the keys of somebody's real accounts.
 INHERITED = ("PATH", "HOME", "LANG", "TMPDIR")
+# A tenth of a service's start: certificates of authorities that no test calls, and a look for plug-ins of pydantic.
+QUICK_START = {"SSL_CERT_FILE": os.devnull, "PYDANTIC_DISABLE_PLUGINS": "true"}
 # For stacks whose end is of no interest: nobody routes to them any more, and nobody waits for what still runs.
 ENDS_SOON = {"DRAIN_DELAY_SECONDS": "0", "DRAIN_SECONDS": "4"}
 
@@ -32,11 +34,15 @@ def running_stack(
     """A stack that is ready, and that ends with the block; its logs stay under `root`."""
     vhost = vhosts.take()
     dsns = {name: run_apart(databases.fresh(service)) for service, name in DSN_NAMES.items()}
-    base = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    stack = Stack(root, dsns | {"AMQP_URL": rabbitmq.url(vhost)}, base, replicas=replicas, overrides=overrides)
+    stack = Stack(root, dsns | {"AMQP_URL": rabbitmq.url(vhost)}, environment(), replicas=replicas, overrides=overrides)
     try:
         stack.start()
         yield stack
     finally:
         stack.stop()
         vhosts.give_back(vhost)
+
+
+def environment() -> dict[str, str]:
+    """What the processes of a stack inherit."""
+    return {name: os.environ[name] for name in INHERITED if name in os.environ} | QUICK_START

@@ -13,7 +13,6 @@ from pydantic import SecretStr
 from deploy.local.standins.starting import Standin, standin
 from services.billing.app import build
 from services.billing.config import Settings
-from shared.messaging.broker import Broker
 from shared.postgres import Database
 from tests.component.billing.driver import SECRETS, TOKEN, Billing
 from tests.component.billing.parts import Parts, build_parts
@@ -88,10 +87,6 @@ async def billing(settings: Settings, stripe_process: Standin) -> AsyncIterator[
         await control.ask("POST", "/reset")
         url = f"http://127.0.0.1:{settings.http_port}"
         await control.ask("PUT", "/delivery", {"url": f"{url}/webhooks/stripe", "secret": SECRETS[0]})
-        # Queues that exist already spare each test the pause after their first declaration.
-        declaring = Broker(settings.amqp_url.get_secret_value(), service="billing-test", settle_seconds=0)
-        await declaring.start()
-        await declaring.stop()
         app = build(settings)
         for resource in (app.database, *app.resources):
             await resource.start()

@@ -11,7 +11,6 @@ from pydantic import SecretStr
 from services.gateway.app import build
 from services.gateway.config import Settings
 from shared.http import HttpServer
-from shared.messaging.broker import Broker
 from shared.postgres import Database
 from tests.component.gateway.driver import Gateway, start_gateway
 from tests.component.gateway.peers import TOKEN, Peers
@@ -59,10 +58,6 @@ async def gateway(settings: Settings, peers: Peers) -> AsyncIterator[Gateway]:
         peer_server = HttpServer(peers.app(), host="127.0.0.1", port=port, drain_seconds=0)
         await peer_server.start()
         stack.push_async_callback(peer_server.stop)
-        # Queues that exist already spare each test the pause after their first declaration.
-        declaring = Broker(settings.amqp_url.get_secret_value(), service="gateway-test", settle_seconds=0)
-        await declaring.start()
-        await declaring.stop()
         base_url = f"http://127.0.0.1:{port}"
         used = settings.model_copy(update={"billing_url": base_url, "results_url": base_url})
         beside = await stack.enter_async_context(bus(settings.amqp_url.get_secret_value()))

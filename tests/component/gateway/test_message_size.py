@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
 
 from shared.contracts.gateway import SessionAbandoned, SessionRequested
@@ -10,8 +12,9 @@ from tests.support.servers import Vhosts
 
 
 @pytest.fixture
-def amqp_url(narrow_vhosts: Vhosts) -> str:
-    return narrow_vhosts.url(narrow_vhosts.take())
+async def amqp_url(narrow_vhosts: Vhosts) -> AsyncIterator[str]:
+    async with narrow_vhosts.with_queues() as url:
+        yield url
 
 
 async def test_a_command_that_no_message_can_carry_is_abandoned(gateway: Gateway) -> None:

@@ -12,7 +12,6 @@ from pydantic import SecretStr
 from deploy.local.standins.starting import Standin, standin
 from services.orchestrator.config import Settings
 from shared.http import HttpServer
-from shared.messaging.broker import Broker
 from shared.postgres import Database
 from tests.component.orchestrator.driver import Orchestrator, running
 from tests.component.orchestrator.peers import TOKEN, Peers
@@ -85,10 +84,6 @@ async def surroundings(
 ) -> AsyncIterator[Orchestrator]:
     """Everything but the orchestrator itself, which the test starts with settings of its own."""
     amqp_url = settings.amqp_url.get_secret_value()
-    # Queues that exist already spare each test the pause after their first declaration.
-    declaring = Broker(amqp_url, service="orchestrator-test", settle_seconds=0)
-    await declaring.start()
-    await declaring.stop()
     async with contextlib.AsyncExitStack() as stack:
         beside = await stack.enter_async_context(bus(amqp_url))
         endings, progress = await beside.listen("session.ended"), await beside.listen("session.progressed")

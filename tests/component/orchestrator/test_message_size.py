@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
 
 from shared.contracts.content import CallSettings
@@ -11,8 +13,9 @@ from tests.support.servers import Vhosts
 
 
 @pytest.fixture
-def amqp_url(narrow_vhosts: Vhosts) -> str:
-    return narrow_vhosts.url(narrow_vhosts.take())
+async def amqp_url(narrow_vhosts: Vhosts) -> AsyncIterator[str]:
+    async with narrow_vhosts.with_queues() as url:
+        yield url
 
 
 async def test_an_answer_that_no_message_can_carry_fails_its_request_once(orchestrator: Orchestrator) -> None:

@@ -17,7 +17,6 @@ from services.results.recorder import Recorder
 from services.results.store.logs import LogStore
 from services.results.store.results import ResultStore
 from shared.http_client import HttpClient
-from shared.messaging.broker import Broker
 from shared.postgres import Database
 from tests.support.bus import Bus, bus
 from tests.support.ports import free_port
@@ -88,10 +87,6 @@ async def results(database_dsn: FreshDatabase, amqp_url: str) -> AsyncIterator[R
         drain_seconds=1,
     )
     async with contextlib.AsyncExitStack() as stack:
-        # Queues that exist already spare each test the pause after their first declaration.
-        declaring = Broker(amqp_url, service="results-test", settle_seconds=0)
-        await declaring.start()
-        await declaring.stop()
         app = build(settings)
         client = HttpClient()
         for resource in (app.database, *app.resources, client):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from urllib.parse import urlsplit
 
 from tests.support.faults.proxy import Proxies
@@ -16,6 +15,8 @@ PROBE_SECONDS = 0.25
 PROBE_SECONDS_MAX = 1.0
 NOTICE_SECONDS = 0.5
 """From a probe that says otherwise until connections go otherwise."""
+SILENT_PROBES_MAX = 6
+"""As deploy/k8s has it: who is only slow to answer is not taken out, or a busy machine had nobody left to ask."""
 _PROBE = b"GET /readyz HTTP/1.1\r\nHost: replica\r\nConnection: close\r\n\r\n"
 
 
@@ -30,6 +31,7 @@ class Balancer:
         self._ops_urls = {name: ops_url for name, (_, ops_url) in replicas.items()}
         self._routed: list[str] = []
         self._changed = threading.Condition()
+        self.changes = 0
         self.proxy = host.listen(self._next)
         self._probes = host.run(self._start())
 
@@ -63,30 +65,52 @@ class Balancer:
     async def _watch(self, name: str) -> None:
         was_ready = False
         while True:
-            now_ready = await is_ready(self._ops_urls[name])
+            now_ready = await self._probe(name, was_ready)
             if now_ready != was_ready:
                 was_ready = now_ready
                 await asyncio.sleep(NOTICE_SECONDS)
                 self._route(name, now_ready)
             await asyncio.sleep(PROBE_SECONDS)
 
+    async def _probe(self, name: str, was_ready: bool) -> bool:
+        """A silent one stays what it was for so many probes."""
+        for _ in range(SILENT_PROBES_MAX):
+            try:
+                return await says_ready(self._ops_urls[name])
+            except TimeoutError:
+                if not was_ready:
+                    break
+        return False
+
     def _route(self, name: str, now_ready: bool) -> None:
         with self._changed:
             self._routed = [*(other for other in self._routed if other != name), *([name] if now_ready else [])]
+            self.changes += 1
             self._changed.notify_all()
 
 
 async def is_ready(ops_url: str) -> bool:
-    """What a kubelet's probe finds."""
-    with suppress(OSError):
-        async with asyncio.timeout(PROBE_SECONDS_MAX):
+    """What one probe of a kubelet finds; silence is a no."""
+    try:
+        return await says_ready(ops_url)
+    except TimeoutError:
+        return False
+
+
+async def says_ready(ops_url: str) -> bool:
+    """Its own word. Whoever refuses the connection is gone; TimeoutError where nothing is said for too long."""
+    async with asyncio.timeout(PROBE_SECONDS_MAX):
+        try:
             reader, writer = await asyncio.open_connection(*_address(ops_url))
-            try:
-                writer.write(_PROBE)
-                return b" 200 " in await reader.readline()
-            finally:
-                writer.close()
-    return False
+        except ConnectionError:
+            return False
+        try:
+            writer.write(_PROBE)
+            return b" 200 " in await reader.readline()
+        except ConnectionError:
+            return False
+        finally:
+            writer.close()
 
 
 def _address(url: str) -> Address:

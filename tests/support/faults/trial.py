@@ -50,10 +50,10 @@ class Trial:
         self._running = running
         self._before = _counted(world)
 
-    async def hold(self, count: int = 20) -> None:
+    async def hold(self, count: int = 20, *, seconds: float = 60) -> None:
         """Calls wait at the provider's door; returns when so many do, each of a request that has not ended."""
         await self.llm.ask("PUT", f"/gates/{GATE}", {"match": {}})
-        await self.llm.wait(f"held >= {count}", seconds=60)
+        await self._unless_over(self.llm.wait(f"held >= {count}", seconds=seconds))
 
     async def release(self) -> None:
         await self.llm.ask("DELETE", f"/gates/{GATE}")

@@ -29,7 +29,7 @@ from tests.support.faults.buckets import keep_journal
 from tests.support.faults.metrics import Metrics
 from tests.support.faults.proxy import Mode, Proxies, Proxy
 from tests.support.servers import run_apart
-from tests.support.stack import INHERITED
+from tests.support.stack import environment
 
 T = TypeVar("T")
 
@@ -79,6 +79,7 @@ class World:
     def __init__(
         self,
         root: Path,
+        servers: Servers | None = None,
         *,
         replicas: Mapping[str, int] | None = None,
         balanced: bool = False,
@@ -86,10 +87,12 @@ class World:
         models: Path = MODELS,
         skews: Mapping[str, float] | None = None,
     ) -> None:
-        """`balanced`: clients and services reach a service through a balancer, as in a cluster, and replicas give it
-        the time to notice that they go. `settings` by service or by replica; `skews` by replica: by how many
-        seconds the wall clock of its host is wrong."""
+        """`servers`: what it may break, with databases and a virtual host of its own; without it, it starts some under
+        its root and removes them. `balanced`: clients and services reach a service through a balancer, as in a cluster,
+        and replicas give it the time to notice that they go. `settings` by service or by replica; `skews` by replica:
+        by how many seconds the wall clock of its host is wrong."""
         self._root = root
+        self._given = servers
         self._replicas = replicas or {"orchestrator": 2, "gateway": 2}
         self._balanced = balanced
         self._settings = settings or {}
@@ -106,11 +109,11 @@ class World:
         self.outages: list[Outage] = []
 
     def start(self) -> None:
-        self._servers = up(self._root / "servers", {})
+        self._servers = self._given or up(self._root / "servers", {})
         self.links = {
             (name, peer): self._proxies.listen() for name in self.names() for peer in PEERS[name.partition("-")[0]]
         }
-        base = {name: os.environ[name] for name in INHERITED if name in os.environ} | dict(SETTINGS)
+        base = environment() | dict(SETTINGS)
         overrides = {name: self._through_proxies(name) for name in self.names()}
         self._stack = Stack(
             self._root / "stack", self._servers.urls(), base, replicas=self._replicas, overrides=overrides
@@ -134,7 +137,8 @@ class World:
             for name in self._stack.processes:
                 self._stack.kill_process(name)
             self._stack.stop()
-        down(self._root / "servers", remove=True)
+        if self._given is None:
+            down(self._root / "servers", remove=True)
         for balancer in self.balancers.values():
             balancer.close()
         self._proxies.close()

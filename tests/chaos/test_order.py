@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from deploy.local.servers import Servers
 from tests.support.bus import eventually
 from tests.support.faults.buckets import Withdrawal, drawn, somebody_waits
 from tests.support.faults.evidence import Evidence, Row
@@ -78,10 +79,10 @@ MARKER = re.compile(r"\[\[(\S+)\]\]")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory, world_servers: Servers) -> Iterator[World]:
     models = tmp_path_factory.mktemp("models") / "models.toml"
     models.write_text(MODELS)
-    with running_world(World(tmp_path_factory.mktemp("world"), models=models)) as world:
+    with running_world(World(tmp_path_factory.mktemp("world"), world_servers, models=models)) as world:
         yield world
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 import asyncpg
 import pytest
 
+from deploy.local.servers import Servers
 from tests.support.bus import eventually
 from tests.support.faults.balancer import is_ready
 from tests.support.faults.evidence import Evidence
@@ -35,9 +36,9 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory, world_servers: Servers) -> Iterator[World]:
     with running_world(
-        World(tmp_path_factory.mktemp("world"), replicas=REPLICAS, balanced=True, settings=SETTINGS)
+        World(tmp_path_factory.mktemp("world"), world_servers, replicas=REPLICAS, balanced=True, settings=SETTINGS)
     ) as world:
         yield world
 

@@ -16,6 +16,7 @@ from urllib.request import ProxyHandler, build_opener
 import asyncpg
 import pytest
 
+from deploy.local.servers import Servers
 from deploy.local.standins.stripe import signing
 from tests.support.bus import eventually
 from tests.support.faults.invariants.provider import calls_by_request
@@ -53,9 +54,9 @@ READ_SECONDS = 1.0
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory, world_servers: Servers) -> Iterator[World]:
     settings = {"orchestrator": {"LEASE_SECONDS": str(LEASE_SECONDS)}}
-    with running_world(World(tmp_path_factory.mktemp("world"), settings=settings, skews=SKEWS)) as world:
+    with running_world(World(tmp_path_factory.mktemp("world"), world_servers, settings=settings, skews=SKEWS)) as world:
         yield world
 
 
@@ -138,6 +139,7 @@ async def slow_clock(dsn: str) -> AsyncIterator[None]:
     """Whoever connects meanwhile and asks the database for its time waits for the answer."""
     connection = await asyncpg.connect(dsn)
     try:
+        name = await connection.fetchval("SELECT quote_ident(current_database())")
         await connection.execute(
             f"""
             CREATE SCHEMA slow;
@@ -149,11 +151,11 @@ async def slow_clock(dsn: str) -> AsyncIterator[None]:
                 PERFORM pg_sleep({READ_SECONDS / 2});
                 RETURN read_at;
             END $$;
-            ALTER DATABASE orchestrator SET search_path = slow, pg_catalog, public;
+            ALTER DATABASE {name} SET search_path = slow, pg_catalog, public;
             """
         )
         yield
-        await connection.execute("ALTER DATABASE orchestrator RESET search_path; DROP SCHEMA slow CASCADE")
+        await connection.execute(f"ALTER DATABASE {name} RESET search_path; DROP SCHEMA slow CASCADE")
     finally:
         await connection.close()
 

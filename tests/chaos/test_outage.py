@@ -16,6 +16,7 @@ import asyncpg
 import pytest
 
 from deploy.local.environment import SERVICES
+from deploy.local.servers import Servers
 from shared.messaging.topology import EXCHANGE
 from tests.support.bus import Bus, Listener, bus, eventually
 from tests.support.faults.load import Tempo
@@ -38,8 +39,10 @@ HOLD_SECONDS = 180.0
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with running_world(World(tmp_path_factory.mktemp("world"), settings={"orchestrator": PATIENT})) as world:
+def world(tmp_path_factory: pytest.TempPathFactory, world_servers: Servers) -> Iterator[World]:
+    with running_world(
+        World(tmp_path_factory.mktemp("world"), world_servers, settings={"orchestrator": PATIENT})
+    ) as world:
         yield world
 
 
@@ -84,8 +87,7 @@ async def _is_down(world: World) -> bool:
 async def messages_wait_for_everybody(world: World, running: Trial) -> None:
     """Two waves of endings: the first waits for gateway and billing, the second for results. The rest of the calls
     goes on: their workers will lose their leases."""
-    await running.llm.ask("PUT", f"/gates/{GATE}", {"match": {}})
-    await running.llm.wait(f"held >= {REQUESTS}", seconds=HOLD_SECONDS)
+    await running.hold(REQUESTS, seconds=HOLD_SECONDS)
     for name in world.names("gateway") + world.names("billing"):
         await apart(world.suspend, name)
     await _release(running, WAVE)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from deploy.local.seed import Account, await_allow, make_account, subscribe
+from deploy.local.servers import Servers
 from tests.support.bus import bus, eventually
 from tests.support.faults.trial import GATE
 from tests.support.faults.world import GRACE_SECONDS, World, apart, running_world
@@ -19,8 +20,10 @@ SWEEP_SECONDS_MAX = 120.0
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with running_world(World(tmp_path_factory.mktemp("world"), replicas={"orchestrator": 1, "gateway": 1})) as world:
+def world(tmp_path_factory: pytest.TempPathFactory, world_servers: Servers) -> Iterator[World]:
+    with running_world(
+        World(tmp_path_factory.mktemp("world"), world_servers, replicas={"orchestrator": 1, "gateway": 1})
+    ) as world:
         yield world
 
 
