@@ -137,6 +137,15 @@ async def fenced(dsn: str, account_ids: Collection[str]) -> int:
     return await _count(dsn, query, sorted(account_ids))
 
 
+async def orphaned(dsn: str, account_ids: Collection[str]) -> int:
+    """Tasks of these accounts that hang on a worker whose lease is over."""
+    query = """
+        SELECT count(*) FROM tasks JOIN workers ON workers.id = tasks.worker_id
+        WHERE tasks.state = 'running' AND workers.expires_at <= now() AND tasks.account_id = ANY($1)
+    """
+    return await _count(dsn, query, list(account_ids))
+
+
 async def _count(dsn: str, query: str, *arguments: object) -> int:
     connection = await asyncpg.connect(dsn)
     try:

@@ -12,7 +12,7 @@ import aiohttp
 
 from shared.messaging.topology import QUEUES
 from tests.support.bus import eventually
-from tests.support.faults.evidence import Evidence, collect, endings_published, fenced, unsettled
+from tests.support.faults.evidence import Evidence, collect, endings_published, fenced, orphaned, unsettled
 from tests.support.faults.invariants import violations
 from tests.support.faults.load import Load, Tempo
 from tests.support.faults.report import Report
@@ -55,8 +55,12 @@ class Trial:
         await self.llm.ask("PUT", f"/gates/{GATE}", {"match": {}})
         await self._unless_over(self.llm.wait(f"held >= {count}", seconds=seconds))
 
-    async def release(self) -> None:
-        await self.llm.ask("DELETE", f"/gates/{GATE}")
+    async def release(self, count: int | None = None) -> None:
+        """All of them, and whoever comes later; or so many of those that wait."""
+        if count is None:
+            await self.llm.ask("DELETE", f"/gates/{GATE}")
+        else:
+            await self.llm.ask("POST", f"/gates/{GATE}/release", {"count": count})
 
     async def put_mix(self, mix: dict[str, Any]) -> None:
         """The provider's seeded faults: {seed, faults: [{probability, behaviour}]}."""
@@ -83,6 +87,14 @@ class Trial:
             return await fenced(self.world.servers.dsns["orchestrator"], self.load.account_ids) >= count
 
         await eventually(taken_over, seconds=30)
+
+    async def leases_over(self, count: int) -> None:
+        """So many tasks hang on a worker whose lease is over."""
+
+        async def are_over() -> bool:
+            return await orphaned(self.world.servers.dsns["orchestrator"], self.load.account_ids) >= count
+
+        await eventually(are_over, seconds=30)
 
     async def ending_published(self, count: int) -> None:
         """So many more endings that the broker has confirmed, heard or not."""
@@ -132,7 +144,11 @@ class Trial:
     async def _is_at_rest(self) -> bool:
         if await unsettled(self.world.servers.dsns):
             return False
-        return not await self.consumers_missing()
+        if await self.consumers_missing():
+            return False
+        # A gateway counts now and then, and what it counted during the fault may stand there still.
+        await asyncio.to_thread(self.world.scrape)
+        return self.world.metrics.now("parley_requests_overdue") == 0
 
     async def consumers_missing(self) -> dict[str, int]:
         """A replica reads each queue of its service; asked of the broker itself, past all proxies."""

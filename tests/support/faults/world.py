@@ -313,6 +313,16 @@ class World:
         self._back(name)
 
     @contextmanager
+    def half_open(self, *links: tuple[str, str]) -> Iterator[None]:
+        """Every open connection of these links in silence. Leave the block when those who had them have noticed."""
+        for name, peer in links:
+            self._gone(name)
+            assert self.links[name, peer].half_open(), f"{name} has no connection to the {peer}"
+        yield
+        for name, _ in links:
+            self._back(name)
+
+    @contextmanager
     def _outage(self, what: str) -> Iterator[None]:
         since = time.time()
         try:
