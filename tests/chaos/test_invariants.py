@@ -110,17 +110,22 @@ def _turn(evidence: Evidence, seq: int, *, begins: float, attempts: int) -> None
     for number in range(1, attempts + 1):
         _attempt(evidence, request_id, marker, number, begins, last=number == attempts)
         evidence.calls[-1]["messages"] = [*history, item("user", asked)]
+    evidence.posts = [
+        *evidence.posts,
+        Post(marker, ACCOUNT, SESSION, f"key-{marker}", asked, 100, request_ids={request_id}),
+    ]
+    _log(evidence, request_id, text)
+
+
+def _log(evidence: Evidence, request_id: str, text: str) -> None:
+    """The log of a turn that ended with this text, and those who read it."""
     log = [
         Event(CURSOR, "attempt.started", None),
         Event(CURSOR + 1, "output.delta", text),
         Event(CURSOR + 2, "request.completed", None),
     ]
-    rows["events"] += [
+    evidence.rows["events"] += [
         {"request_id": request_id, "cursor": event.cursor, "type": event.type, "text": event.text} for event in log
-    ]
-    evidence.posts = [
-        *evidence.posts,
-        Post(marker, ACCOUNT, SESSION, f"key-{marker}", asked, 100, request_ids={request_id}),
     ]
     snapshots: list[tuple[str, str | None]] = [("queued", None), ("completed", text)]
     evidence.seen = [

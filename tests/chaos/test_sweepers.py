@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -80,15 +81,22 @@ async def purge(world: World, queue: str, count: int) -> None:
         await (await beside.channel.get_queue(queue)).purge()
 
 
+@asynccontextmanager
+async def death_before_publishing(world: World, name: str, message_type: str, owed: str) -> AsyncIterator[None]:
+    """The block makes the process owe such a message, of which it dies; once it is back, its sweep pays."""
+    before = await total(world, "owed_publishes_paid", owed=owed, payer="sweep")
+    await apart(world.arm, name, f"publish.{message_type}.before=1")
+    yield
+    assert await apart(world.wait_for_death, name)
+    await apart(world.restart, name)
+    await healed(world, "owed_publishes_paid", before, owed=owed, payer="sweep")
+
+
 async def test_a_command_is_swept_up_where_the_gateway_died_before_its_publish(world: World, parley: Parley) -> None:
     session_id = await parley.session()
-    before = await total(world, "owed_publishes_paid", owed="session.requested", payer="sweep")
-    await apart(world.arm, "gateway", "publish.session.requested.before=1")
-    posting = asyncio.create_task(parley.post(session_id, "hello"))
-    assert await apart(world.wait_for_death, "gateway")
+    async with death_before_publishing(world, "gateway", "session.requested", "session.requested"):
+        posting = asyncio.create_task(parley.post(session_id, "hello"))
     await asyncio.gather(posting, return_exceptions=True)  # its answer may have gone out, or not
-    await apart(world.restart, "gateway")
-    await healed(world, "owed_publishes_paid", before, owed="session.requested", payer="sweep")
     (request,) = (await parley.ask("GET", f"/v1/sessions/{session_id}/requests"))["data"]
     await ends(parley, request["id"], "completed")
 
@@ -97,14 +105,10 @@ async def test_a_cancel_is_swept_up_where_the_gateway_died_before_its_publish(
     world: World, parley: Parley, llm: LlmControl
 ) -> None:
     await held(llm)
-    before = await total(world, "owed_publishes_paid", owed="session.cancel_requested", payer="sweep")
-    await apart(world.arm, "gateway", "publish.session.cancel_requested.before=1")
-    request_id = await parley.post(await parley.session(), "hello")
-    cancelling = asyncio.create_task(parley.ask("POST", f"/v1/requests/{request_id}/cancel"))
-    assert await apart(world.wait_for_death, "gateway")
+    async with death_before_publishing(world, "gateway", "session.cancel_requested", "session.cancel_requested"):
+        request_id = await parley.post(await parley.session(), "hello")
+        cancelling = asyncio.create_task(parley.ask("POST", f"/v1/requests/{request_id}/cancel"))
     await asyncio.gather(cancelling, return_exceptions=True)
-    await apart(world.restart, "gateway")
-    await healed(world, "owed_publishes_paid", before, owed="session.cancel_requested", payer="sweep")
     await ends(parley, request_id, "cancelled")
 
 
@@ -112,29 +116,21 @@ async def test_the_proposal_of_an_end_is_swept_up_where_the_gateway_died_before_
     world: World, parley: Parley, llm: LlmControl
 ) -> None:
     await held(llm)
-    before = await total(world, "owed_publishes_paid", owed="session.abandoned", payer="sweep")
-    await apart(world.arm, "gateway", "publish.session.abandoned.before=1")
-    session_id = await parley.session()
-    await parley.post(session_id, "hello")
-    waiting = await parley.post(session_id, "it waits for its turn, and is cancelled before it is handed over")
-    cancelling = asyncio.create_task(parley.ask("POST", f"/v1/requests/{waiting}/cancel"))
-    assert await apart(world.wait_for_death, "gateway")
+    async with death_before_publishing(world, "gateway", "session.abandoned", "session.abandoned"):
+        session_id = await parley.session()
+        await parley.post(session_id, "hello")
+        waiting = await parley.post(session_id, "it waits for its turn, and is cancelled before it is handed over")
+        cancelling = asyncio.create_task(parley.ask("POST", f"/v1/requests/{waiting}/cancel"))
     await asyncio.gather(cancelling, return_exceptions=True)
-    await apart(world.restart, "gateway")
-    await healed(world, "owed_publishes_paid", before, owed="session.abandoned", payer="sweep")
     await ends(parley, waiting, "cancelled")
 
 
 async def test_an_eligibility_is_swept_up_where_billing_died_before_its_publish(world: World) -> None:
     """Billing dies in the middle of a customer's webhooks; those that it has stored are worked on when it is back."""
-    before = await total(world, "owed_publishes_paid", owed="eligibility_changes", payer="sweep")
     applied = await total(world, "billing_stripe_events", outcome="applied")
     made = await apart(make_account, world.stack, "announced")
-    await apart(world.arm, "billing", "publish.eligibility.changed.before=1")
-    account = await apart(subscribe, world.stack, made)
-    assert await apart(world.wait_for_death, "billing")
-    await apart(world.restart, "billing")
-    await healed(world, "owed_publishes_paid", before, owed="eligibility_changes", payer="sweep")
+    async with death_before_publishing(world, "billing", "eligibility.changed", "eligibility_changes"):
+        account = await apart(subscribe, world.stack, made)
     await healed(world, "billing_stripe_events", applied, outcome="applied")
     await apart(await_allow, world.stack, account)
 
@@ -142,12 +138,8 @@ async def test_an_eligibility_is_swept_up_where_billing_died_before_its_publish(
 async def test_an_ending_is_swept_up_where_the_orchestrator_died_before_its_publish(
     world: World, parley: Parley
 ) -> None:
-    before = await total(world, "owed_publishes_paid", owed="session_endings", payer="sweep")
-    await apart(world.arm, "orchestrator", "publish.session.ended.before=1")
-    request_id = await parley.post(await parley.session(), "hello")
-    assert await apart(world.wait_for_death, "orchestrator")
-    await apart(world.restart, "orchestrator")
-    await healed(world, "owed_publishes_paid", before, owed="session_endings", payer="sweep")
+    async with death_before_publishing(world, "orchestrator", "session.ended", "session_endings"):
+        request_id = await parley.post(await parley.session(), "hello")
     await ends(parley, request_id, "completed")
 
 
