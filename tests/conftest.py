@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from deploy.local.daemon import Daemon
 from deploy.local.environment import SERVICES
 from deploy.local.servers import Postgres, RabbitMQ, Servers, down, up
+from tests.support import forking
 from tests.support.scheduling import ByStack, place
 from tests.support.servers import Databases, Vhosts, run_apart, session_servers
 from tests.support.stack import ENDS_SOON, Stack, running_stack
 
 SHARED_ROOT = os.environ.get("PARLEY_TEST_SERVERS")
+
+Daemon.spawn = staticmethod(forking.spawn)
 
 # No bound on the time of an example, which would measure the machine; and the same examples each time.
 settings.load_profile("ci")

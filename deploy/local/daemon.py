@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 POLL_SECONDS = 0.05
 # The children of this process by pid. The one object that started a process need not be the one that ends it.
-_children: dict[int, "subprocess.Popen[bytes]"] = {}
+_children: dict[int, "Child"] = {}
 # Below the range from which the kernel takes the ports of outgoing connections: a client that keeps reconnecting while
 # the server is down could otherwise be given the very port, and connect to itself.
 PORTS = range(20_000, 32_000)
@@ -37,6 +37,35 @@ class User:
     name: str
     uid: int
     gid: int
+
+
+class Child(Protocol):
+    """A process that this one started. `poll` and `wait` tell its exit status, -9 for one that was killed; `wait`
+    raises subprocess.TimeoutExpired."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def terminate(self) -> None: ...
+
+
+def spawn(argv: Sequence[str], *, environ: Mapping[str, str], cwd: Path, log: Path, user: User | None = None) -> Child:
+    """A process in a session of its own, which writes to the end of this file and reads nothing."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            argv,
+            env=dict(environ),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            **run_as(user),
+        )
 
 
 def unprivileged_user(*names: str) -> User | None:
@@ -121,23 +150,16 @@ def wait_until(
 
 
 class Daemon:
+    spawn: ClassVar[Callable[..., Child]] = staticmethod(spawn)
+    """Tests have a quicker one (tests/support/forking.py)."""
+
     def __init__(self, pid_file: Path) -> None:
         self._pid_file = pid_file
 
     def start(
         self, argv: Sequence[str | Path], *, environ: Mapping[str, str], cwd: Path, log: Path, user: User | None = None
     ) -> None:
-        with log.open("ab") as output:
-            child = subprocess.Popen(
-                [str(word) for word in argv],
-                env=dict(environ),
-                cwd=cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                **run_as(user),
-            )
+        child = self.spawn([str(word) for word in argv], environ=environ, cwd=cwd, log=log, user=user)
         _children[child.pid] = child
         self._pid_file.write_text(f"{child.pid} {_birth(child.pid)}\n")
 
@@ -176,7 +198,7 @@ class Daemon:
             time.sleep(POLL_SECONDS)
 
 
-def child(pid: int) -> "subprocess.Popen[bytes] | None":
+def child(pid: int) -> Child | None:
     """The process, where this one started it: it tells its exit status, also after it was waited for."""
     return _children.get(pid)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from deploy.local.daemon import Daemon, DaemonError, child
+from deploy.local.daemon import Child, Daemon, DaemonError, child
 from deploy.local.environment import LOCAL, SERVICES
 from deploy.local.seed import Account, make_account, subscribed_account
 from deploy.local.servers import Postgres, RabbitMQ, Servers, down, up
@@ -347,7 +347,7 @@ class World:
     def pid(self, name: str) -> int | None:
         return Daemon(self.stack.root / "run" / f"{name}.pid").pid()
 
-    def _process(self, name: str) -> subprocess.Popen[bytes]:
+    def _process(self, name: str) -> Child:
         pid = self.pid(name)
         process = child(pid) if pid is not None else None
         assert process is not None, f"{name} does not run"
