@@ -21,7 +21,7 @@ clean: $(READY) ## stop it and forget its databases, queues, logs and secrets
 	@$(PYTHON) -m deploy.local.run clean
 
 test: $(READY) ## all tests; starts its own servers and services; about seven minutes on two cores
-	@$(PYTHON) -m pytest --numprocesses 3
+	@$(PYTHON) -m pytest --numprocesses 4
 
 test-unit: $(READY) ## only the tests that need no server
 	@$(PYTHON) -m pytest tests/unit tests/architecture

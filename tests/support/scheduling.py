@@ -8,13 +8,13 @@ import pytest
 from xdist.scheduler.loadscope import LoadScopeScheduling  # type: ignore[import-untyped]
 
 LONGEST_FIRST: Final = (
-    # Of three workers one waits here, and two use the processors; each goes on with one of the next three.
+    # Of four workers two mostly wait here, and two use the processors.
     "tests/chaos/test_outage.py",
+    "tests/chaos/test_sweepers.py",
     "tests/chaos/test_drain.py",
     "tests/chaos/test_order.py",
-    "tests/chaos/test_clocks.py",
     "tests/chaos/test_faults.py",
-    "tests/chaos/test_sweepers.py",
+    "tests/chaos/test_clocks.py",
     "tests/promises/",
     "tests/component/orchestrator/",
     "tests/e2e/",
@@ -23,7 +23,7 @@ LONGEST_FIRST: Final = (
     "tests/integration/",
 )
 SHARE_A_STACK: Final = (("tests/e2e/", "tests/integration/test_local_stack.py"), ("tests/promises/",))
-"""A stack takes ten seconds to start and to end: whose fixture is the same stays with one worker."""
+"""A stack takes seconds to start and to end: whose fixture is the same stays with one worker."""
 
 
 def place(nodeid: str) -> int:
