@@ -16,7 +16,7 @@ from tests.support.faults.report import Report
 from tests.support.faults.trial import Trial, trial
 from tests.support.faults.world import World
 
-ROOT = Path(__file__).parents[2] / ".local" / "chaos"
+ROOTS = Path(__file__).parents[2] / ".local" / "chaos"
 PROGRESS_SECONDS = 5.0
 GAP_SECONDS_MAX = 2.0
 MONKEYS = 2
@@ -24,15 +24,16 @@ MONKEYS = 2
 
 def main() -> None:
     arguments = _parsed()
-    shutil.rmtree(ROOT, ignore_errors=True)
-    world = World(ROOT)
+    root = ROOTS / str(arguments.seed)  # so that seeds may run side by side
+    shutil.rmtree(root, ignore_errors=True)
+    world = World(root)
     try:
         world.start()
         report = asyncio.run(_chaos(world, arguments.seed, arguments.minutes * 60, arguments.sessions))
     finally:
         world.stop()
     _say(str(report))
-    _say(f"repeat with: make chaos SEED={arguments.seed} MINUTES={arguments.minutes:g}; logs are under {ROOT}")
+    _say(f"repeat with: make chaos SEED={arguments.seed} MINUTES={arguments.minutes:g}; logs are under {root}")
     sys.exit(1 if report.violations else 0)
 
 
