@@ -17,27 +17,12 @@ from services.gateway.waiting import Hub
 from shared.contracts.billing import Charge
 from shared.errors import Transient
 from tests.support.clock import START, FakeClock
+from tests.unit.gateway.rows import RUNNING
 
-ENDED = Request(
-    id="req",
-    account_id="acct",
-    session_id="ses",
-    seq=1,
-    state="completed",
-    model="default",
-    metadata={},
-    accepted_at=START,
-    deadline_at=START + timedelta(seconds=600),
-    dispatched_at=START,
-    waiting_on=None,
-    started_at=START,
-    cancel_requested_at=None,
-    abandoned_at=None,
-    abandon_code=None,
-    ended_at=START - timedelta(seconds=30),
-    end_heard_at=START,
+ENDED = replace(
+    RUNNING, state="completed", started_at=START, ended_at=START - timedelta(seconds=30), end_heard_at=START
 )
-CHARGE = Charge(request_id="req", state="settled", tokens=7, reason="completed", at=START)
+CHARGE = Charge(request_id=ENDED.id, state="settled", tokens=7, reason="completed", at=START)
 
 
 class Peer:
@@ -80,7 +65,7 @@ def reader(peer: Peer, clock: FakeClock) -> RequestReader:
 
 
 async def poll(reader: RequestReader) -> Charge | None:
-    return (await reader.get("req", "acct")).charge
+    return (await reader.get(ENDED.id, ENDED.account_id)).charge
 
 
 async def test_a_poll_right_after_the_end_was_heard_asks_nobody_however_long_ago_the_work_ended(
