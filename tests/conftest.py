@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from deploy.local import daemon
 from deploy.local.daemon import Daemon
 from deploy.local.environment import SERVICES
 from deploy.local.servers import Postgres, RabbitMQ, Servers, down, up
@@ -127,12 +129,18 @@ def narrow_vhosts(rabbitmq_server: RabbitMQ, vhosts: Vhosts) -> Iterator[Vhosts]
 def stack(
     rabbitmq_server: RabbitMQ, databases: Databases, vhosts: Vhosts, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    """The whole system, started once: tests keep apart by making accounts of their own (tests.support.stack)."""
-    with running_stack(
-        tmp_path_factory.mktemp("stack"),
-        rabbitmq_server,
-        databases,
-        vhosts,
-        overrides=dict.fromkeys(SERVICES, ENDS_SOON),
-    ) as started:
+    """The whole system, started once and as anybody starts it: tests keep apart by making accounts of their own
+    (tests.support.stack)."""
+    with ExitStack() as ends:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Daemon, "spawn", staticmethod(daemon.spawn))
+            started = ends.enter_context(
+                running_stack(
+                    tmp_path_factory.mktemp("stack"),
+                    rabbitmq_server,
+                    databases,
+                    vhosts,
+                    overrides=dict.fromkeys(SERVICES, ENDS_SOON),
+                )
+            )
         yield started
