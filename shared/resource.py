@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, ClassVar
 
 
 class Resource:
     """One part of a service with a life of its own. Every method may be left as it is."""
+
+    start_seconds_max: ClassVar[float | None] = 30.0
+    """A start that takes longer has failed: what it waits for may be gone for good. None: it has bounds of its own."""
 
     async def start(self) -> None:
         """Become usable. Raising ends the process."""

@@ -21,6 +21,7 @@ from shared.clock import Clock, DatabaseClock, SystemClock
 from shared.config import ServiceSettings, load, load_only
 from shared.errors import ParleyError, Transient
 from shared.http import HttpServer, ops_app
+from shared.messaging.broker import is_cancelled
 from shared.messaging.parking import Parking
 from shared.metrics import counter, gauge
 from shared.migrate import check, migrate, read_migrations
@@ -314,7 +315,17 @@ async def _start(app: App, migrations: Path, started: list[Resource]) -> None:
 
 
 async def _start_one(resource: Resource, started: list[Resource]) -> None:
-    await resource.start()
+    """One that does not start ends the process, and whoever started that starts it again: a process that waited for
+    ever would be neither ready nor dead."""
+    try:
+        async with asyncio.timeout(resource.start_seconds_max):
+            await resource.start()
+    except TimeoutError:
+        raise Transient(f"{type(resource).__name__} did not start in time") from None
+    except asyncio.CancelledError:
+        if is_cancelled():
+            raise
+        raise Transient(f"{type(resource).__name__} lost its connection while it started") from None
     started.append(resource)
 
 

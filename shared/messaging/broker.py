@@ -26,6 +26,7 @@ _FIRST_CONNECT_PAUSE_SECONDS_MAX: Final = 4.0
 _HEARTBEAT_SECONDS: Final = 5
 """The driver gives a silent connection up after three of these and some: that must be well within the grace."""
 
+_DECLARE_SECONDS_MAX: Final = 30.0
 _COUNT_SECONDS: Final = 15.0
 
 _messages = gauge("queue_messages", "Messages that wait in a queue of the broker for a consumer.", ("queue",))
@@ -38,6 +39,8 @@ class Broker(Resource):
     `settle_seconds` is waited after a queue's first declaration only: RabbitMQ 3.10 loses a quorum queue for ever
     when it is killed within the first half second of that queue's life.
     """
+
+    start_seconds_max = None  # As long as the broker is away; what is asked of it then has its own bound.
 
     def __init__(self, url: str, *, service: str, settle_seconds: float = 2.0) -> None:
         self._url = url
@@ -56,7 +59,9 @@ class Broker(Resource):
         self._publishing = await self._connect("publish")
         self._consuming = await self._connect("consume")
         self._consuming.reconnect_callbacks.add(self._reconnected)
-        if await self._declare_topology():
+        async with asyncio.timeout(_DECLARE_SECONDS_MAX):
+            is_new = await self._declare_topology()
+        if is_new:
             await asyncio.sleep(self._settle_seconds)
         self._counting = asyncio.create_task(self._count_forever())
 

@@ -13,6 +13,7 @@ from services.orchestrator.routing import Deployment
 from tests.support.faults.client import Event, Seen
 from tests.support.faults.evidence import Evidence
 from tests.support.faults.invariants import violations
+from tests.support.faults.invariants.money import each_hold_ended_once
 from tests.support.faults.load import Post
 
 START = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
@@ -396,6 +397,17 @@ def test_an_outage_is_not_counted_as_lateness() -> None:
     _late(evidence)
     evidence.outage_seconds = lambda since, until: 15.0
     assert [violation.kind for violation in violations(evidence)] == []
+
+
+@pytest.mark.parametrize(("outage_seconds", "found"), [(0, 1), (20, 1), (21, 0)])
+def test_a_hold_expires_before_its_end_is_heard_only_in_an_outage_longer_than_the_grace(
+    outage_seconds: float, found: int
+) -> None:
+    evidence = orderly()
+    _first(evidence, "results")["message"] = {"status": "failed", "output": None, "usage": None}
+    _first(evidence, "holds").update(state="expired", charged_tokens=0)
+    evidence.outage_seconds = lambda since, until: outage_seconds
+    assert len([*each_hold_ended_once(evidence)]) == found
 
 
 def test_a_lost_workers_call_may_overlap() -> None:

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from shared import http, runtime
 from shared.config import ServiceSettings
+from shared.errors import Transient
 from shared.http import HttpServer, json_response, make_app, read_body
 from shared.postgres import Database
 from shared.resource import Resource
@@ -35,6 +36,24 @@ class Stubborn(Resource):
 
     async def stop(self) -> None:
         await asyncio.Event().wait()
+
+
+class Hanging(Resource):
+    """Never starts: what it waits for is gone."""
+
+    start_seconds_max = 0.05
+
+    async def start(self) -> None:
+        await asyncio.Event().wait()
+
+
+class Torn(Resource):
+    """Waits for a connection that dies: the driver cancels what waits for it."""
+
+    async def start(self) -> None:
+        waiting = asyncio.get_running_loop().create_future()
+        waiting.cancel()
+        await waiting
 
 
 @dataclass
@@ -130,7 +149,13 @@ async def start(database_dsn: Callable[[str], Awaitable[str]]) -> AsyncIterator[
         process = Process(settings)
         app = App("results", Database(dsn, service="test"), [*resources, process.server()])
         serving.append(asyncio.create_task(serve(app, settings, MIGRATIONS)))
-        await eventually(process.is_ready)
+
+        async def is_decided() -> bool:
+            return serving[-1].done() or await process.is_ready()
+
+        await eventually(is_decided)
+        if serving[-1].done():
+            await serving[-1]
         return process, serving[-1]
 
     yield started
@@ -237,3 +262,15 @@ async def test_what_does_not_stop_is_left_and_all_the_others_are_stopped(
     tell(signal.SIGTERM)
     assert await ended == 0
     assert stopped == ["last", "first"]
+
+
+@pytest.mark.parametrize(
+    ("resource", "why"), [(Hanging(), "Hanging did not start in time"), (Torn(), "Torn lost its connection")]
+)
+async def test_a_start_that_nothing_will_end_ends_the_process_and_stops_what_was_started(
+    start: Start, resource: Resource, why: str
+) -> None:
+    stopped: list[str] = []
+    with pytest.raises(Transient, match=why):
+        await start(Note("first", stopped), resource, delay=0, drain=0)
+    assert stopped == ["first"]
