@@ -49,8 +49,8 @@ async def test_each_service_is_killed_in_turn(world: World) -> None:
             await apart(world.restart, name)
         await running.hold()
         await apart(world.suspend, "results")
-        await running.release()
-        await running.ending_published(10)  # they are delivered to who stands still, and again when it is dead
+        async with running.endings_published(10):  # they are delivered to who stands still, and again when it is dead
+            await running.release()
         await apart(world.kill, "results")
         await apart(world.restart, "results")
         await running.until_accepted(REQUESTS)
@@ -83,8 +83,8 @@ async def test_the_database_is_killed_and_restarted(world: World) -> None:
     async with trial(world, "database", 4, tempo=TEMPO) as running:
         await running.hold()
         await apart(world.suspend, "results")
-        await running.release(10)
-        await running.ending_published(10)  # so that results has them in hand when the database goes
+        async with running.endings_published(10):  # so that results has them in hand when the database goes
+            await running.release(10)
         bounce = asyncio.create_task(apart(world.bounce_postgres, LEASE_SECONDS))
         await eventually(lambda: _is_down(world.postgres.running))
         await apart(world.resume, "results")

@@ -12,7 +12,6 @@ from typing import Any
 
 import aio_pika
 import aiohttp
-import asyncpg
 import pytest
 
 from deploy.local.environment import SERVICES
@@ -20,7 +19,7 @@ from deploy.local.servers import Servers
 from shared.messaging.topology import EXCHANGE
 from tests.support.bus import Bus, Listener, bus, eventually
 from tests.support.faults.load import Tempo
-from tests.support.faults.trial import GATE, Trial, trial
+from tests.support.faults.trial import Trial, trial
 from tests.support.faults.world import World, apart, running_world
 from tests.support.parley import Parley, http_session
 
@@ -91,17 +90,11 @@ async def messages_wait_for_everybody(world: World, running: Trial) -> None:
     for name in world.names("gateway") + world.names("billing"):
         await apart(world.suspend, name)
     announced = await apart(_announced, world)
-    await _release(running, WAVE)
+    await running.release(WAVE)
     await eventually(lambda: _are_announced(world, announced + WAVE))
     await apart(world.suspend, "results")
-    published = "SELECT count(*) FROM tasks WHERE ended_published_at IS NOT NULL"
-    before = await _count(world, "orchestrator", published)
-    await _release(running, WAVE)
-    await eventually(lambda: _counts(world, "orchestrator", published, before + WAVE))
-
-
-async def _release(running: Trial, count: int) -> None:
-    await running.llm.ask("POST", f"/gates/{GATE}/release", {"count": count})
+    async with running.endings_published(WAVE):
+        await running.release(WAVE)
 
 
 async def _are_announced(world: World, count: float) -> bool:
@@ -111,19 +104,6 @@ async def _are_announced(world: World, count: float) -> bool:
 def _announced(world: World) -> float:
     """Results that the broker has confirmed; that their rows are written says nothing of that."""
     return world.scrape().total("parley_messages_published_total", type="result.completed", outcome="confirmed")
-
-
-async def _counts(world: World, service: str, query: str, count: int) -> bool:
-    return await _count(world, service, query) >= count
-
-
-async def _count(world: World, service: str, query: str) -> int:
-    connection = await asyncpg.connect(world.servers.dsns[service])
-    try:
-        count: int = await connection.fetchval(query)
-    finally:
-        await connection.close()
-    return count
 
 
 async def _redelivered(world: World, outage: asyncio.Task[None]) -> float:

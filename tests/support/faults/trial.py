@@ -96,10 +96,12 @@ class Trial:
 
         await eventually(are_over, seconds=30)
 
-    async def ending_published(self, count: int) -> None:
-        """So many more endings that the broker has confirmed, heard or not."""
+    @asynccontextmanager
+    async def endings_published(self, count: int) -> AsyncIterator[None]:
+        """The block is left when the broker has confirmed so many more endings than at its beginning, heard or not."""
         dsn = self.world.servers.dsns["orchestrator"]
         target = await endings_published(dsn) + count
+        yield
 
         async def are_published() -> bool:
             return await endings_published(dsn) >= target
