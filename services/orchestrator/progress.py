@@ -15,7 +15,8 @@ INTERVAL_SECONDS: Final = 0.1
 PENDING_CHARS_MAX: Final = 4096
 
 DeltaType = Literal["output.delta", "refusal.delta"]
-Send = Callable[[SessionProgressed], None]
+Send = Callable[[SessionProgressed, Callable[[], bool]], None]
+"""Best effort, some time soon; the second argument tells, when that has come, whether it is still of use."""
 
 
 class Timers(Protocol):
@@ -54,7 +55,7 @@ def announcement(
 
 
 class Progress:
-    """The log of one attempt while it runs. `send` is best effort; the ending repairs what is lost."""
+    """The log of one attempt while it runs; the ending repairs what is lost of it."""
 
     def __init__(
         self,
@@ -77,6 +78,7 @@ class Progress:
         self._pending_chars = 0
         self._texts: list[str] = []
         self._text_bytes = 0
+        self._is_whole = False
 
     @property
     def text(self) -> str:
@@ -112,10 +114,12 @@ class Progress:
             return
         self._begun = True
         self._next_at = self._timers.time() + INTERVAL_SECONDS
-        self._send(self._head.model_copy(update={"at": self._now(), "events": events}) if events else self._head)
+        message = self._head.model_copy(update={"at": self._now(), "events": events}) if events else self._head
+        self._send(message, lambda: self._is_whole)
 
     def drop(self) -> None:
-        """Send nothing more: the answer is whole, and its ending carries it."""
+        """Send nothing more, nor what still waits for its turn: the answer is whole, and its ending carries it."""
+        self._is_whole = True
         self._cancel_timer()
         self._pending, self._pending_chars = [], 0
 

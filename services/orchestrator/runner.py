@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
@@ -18,7 +18,7 @@ from services.orchestrator.concluding import Concluding
 from services.orchestrator.limiter import ComeBack, TooCostly
 from services.orchestrator.outcome import AttemptLedger, answered, cut_short
 from services.orchestrator.output_contract import BadResponseFormat, broken_rule, off_loop, schema_of
-from services.orchestrator.progress import Progress
+from services.orchestrator.progress import Progress, Send
 from services.orchestrator.prompt import Prompt
 from services.orchestrator.providers.base import Answer, CallRequest, Provider, ProviderFailed
 from services.orchestrator.records import AttemptStart
@@ -40,7 +40,7 @@ from services.orchestrator.task import (
 from shared import failpoints, tracing
 from shared.clock import Clock
 from shared.contracts.content import WaitingOn
-from shared.contracts.orchestrator import SessionProgressed, WaitRecord
+from shared.contracts.orchestrator import WaitRecord
 from shared.errors import Transient
 from shared.logs import bind, get_logger
 
@@ -71,7 +71,7 @@ class Runner:
         ledger: AttemptLedger,
         buckets: BucketStore,
         runs: Runs,
-        send: Callable[[SessionProgressed], None],
+        send: Send,
         clock: Clock,
         *,
         attempts_max: int,

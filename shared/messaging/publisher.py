@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 import aio_pika
@@ -45,7 +45,7 @@ class Publisher(Resource):
         self._broker = broker
         self._confirmed: AbstractRobustChannel | None = None
         self._plain: AbstractRobustChannel | None = None
-        self._best_effort: asyncio.Queue[Message] = asyncio.Queue(_BEST_EFFORT_BUFFER_MAX)
+        self._best_effort: asyncio.Queue[tuple[Message, Callable[[], bool]]] = asyncio.Queue(_BEST_EFFORT_BUFFER_MAX)
         self._sender: asyncio.Task[None] | None = None
         self._body_bytes_max: int | None = None
         """As the broker said when it last refused one. Sending another would close the channel for all others again."""
@@ -80,10 +80,11 @@ class Publisher(Resource):
             return [await self._publish_confirmed(messages[0])]
         return await asyncio.gather(*(self._publish_confirmed(message) for message in messages))
 
-    def send(self, message: Message) -> None:
-        """Publish it some time soon, or drop it where the broker is away or slower than we are."""
+    def send(self, message: Message, is_moot: Callable[[], bool] = lambda: False) -> None:
+        """Publish it some time soon, or drop it where the broker is away or slower than we are, and where nobody needs
+        it any more once its turn has come."""
         try:
-            self._best_effort.put_nowait(message)
+            self._best_effort.put_nowait((message, is_moot))
         except asyncio.QueueFull:
             _published.labels(message.type, "dropped").inc()
 
@@ -145,7 +146,10 @@ class Publisher(Resource):
     async def _send_best_effort(self) -> None:
         assert self._plain is not None
         while True:
-            message = await self._best_effort.get()
+            message, is_moot = await self._best_effort.get()
+            if is_moot():
+                _published.labels(message.type, "moot").inc()
+                continue
             try:
                 async with asyncio.timeout(_CONFIRM_TIMEOUT_SECONDS):
                     await _write(self._plain, encode(message), message.type, mandatory=False)

@@ -42,7 +42,7 @@ class Timers:
 
 def started(timers: Timers) -> tuple[Progress, list[SessionProgressed]]:
     sent: list[SessionProgressed] = []
-    return Progress(COMMAND, 2, "epoch", sent.append, lambda: NOW, timers), sent
+    return Progress(COMMAND, 2, "epoch", lambda message, _: sent.append(message), lambda: NOW, timers), sent
 
 
 @given(deltas, st.lists(st.floats(min_value=0, max_value=0.2), min_size=50, max_size=50))
@@ -99,6 +99,16 @@ def test_of_an_answer_that_is_whole_at_once_nothing_is_told() -> None:
     assert (sent, timers.pending, reporter.text) == ([], 0, "a")
 
 
+def test_what_has_not_gone_when_the_answer_is_whole_need_not_go() -> None:
+    timers, moot = Timers(), []
+    reporter = Progress(COMMAND, 1, "epoch", lambda _, is_moot: moot.append(is_moot), lambda: NOW, timers)
+    reporter.begin()
+    reporter.flush()
+    assert [is_moot() for is_moot in moot] == [False]
+    reporter.drop()
+    assert [is_moot() for is_moot in moot] == [True]
+
+
 def test_of_a_call_that_failed_at_once_all_is_told() -> None:
     timers = Timers()
     reporter, sent = started(timers)
@@ -113,7 +123,7 @@ async def test_a_delta_that_nothing_follows_goes_after_the_interval() -> None:
     heard = asyncio.Event()
     sent: list[SessionProgressed] = []
 
-    def send(message: SessionProgressed) -> None:
+    def send(message: SessionProgressed, _is_moot: Callable[[], bool]) -> None:
         sent.append(message)
         if len(sent) == 2:
             heard.set()
