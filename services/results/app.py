@@ -18,6 +18,9 @@ from shared.messaging.publisher import Publisher
 from shared.postgres import Database
 from shared.runtime import App
 
+PROGRESS_INTERVAL_SECONDS = 0.05
+"""A reader of deltas does not see the difference; a transaction for each would be the dearest part of them."""
+
 
 def build(settings: Settings) -> App:
     database = Database(
@@ -36,7 +39,12 @@ def build(settings: Settings) -> App:
         {SessionEnded: handlers.session_ended, SessionAbandoned: handlers.session_abandoned},
     )
     progress = Consumer(
-        broker, publisher, parking, "results.progress", {SessionProgressed: handlers.session_progressed}
+        broker,
+        publisher,
+        parking,
+        "results.progress",
+        {SessionProgressed: handlers.session_progressed},
+        interval_seconds=PROGRESS_INTERVAL_SECONDS,
     )
     http = HttpServer(
         Routes(logs, results).app(settings.service_token.get_secret_value()),

@@ -98,7 +98,11 @@ async def _unwrapped(handler: Handler[Any], message: Message) -> Sequence[Messag
 
 
 class Consumer(Resource):
-    """Reads one queue in batches of what has arrived, each of one message class, in the order of arrival."""
+    """Reads one queue in batches of what has arrived, each of one message class, in the order of arrival.
+
+    `interval_seconds` is the least time between the beginnings of two batches that are not full, where nobody waits for
+    what is handled: what comes meanwhile shares a statement.
+    """
 
     def __init__(
         self,
@@ -109,6 +113,7 @@ class Consumer(Resource):
         handlers: Mapping[type[Message], BatchHandler[Any]],
         *,
         batch_max: int = 100,
+        interval_seconds: float = 0.0,
         gate: Gate | None = None,
     ) -> None:
         self._broker = broker
@@ -118,6 +123,7 @@ class Consumer(Resource):
         self._handlers = {message_class.type: handler for message_class, handler in handlers.items()}
         self._classes = {message_class.type: message_class for message_class in handlers}
         self._batch_max = batch_max
+        self._interval_seconds = interval_seconds
         self._gate = gate
         # Prefetch bounds what waits here, but for auto-acked queues, whose oldest deliveries are dropped.
         self._arrived: deque[AbstractIncomingMessage] = deque(
@@ -183,9 +189,14 @@ class Consumer(Resource):
         self._some_arrived.set()
 
     async def _take_batches(self) -> None:
+        loop = asyncio.get_running_loop()
+        next_at = 0.0
         while True:
             await self._some_arrived.wait()
             await self._slot.acquire()
+            if len(self._arrived) < self._batch_max and (left_seconds := next_at - loop.time()) > 0:
+                await asyncio.sleep(left_seconds)
+            next_at = loop.time() + self._interval_seconds
             if self._gate is not None:
                 await self._pass(self._gate)
             taken = [self._arrived.popleft() for _ in range(min(self._batch_max, len(self._arrived)))]
