@@ -38,6 +38,9 @@ from shared.runtime import App, FollowedClock, Periodic
 PEER_CONNECTIONS_MAX = 200
 PROVIDER_IDLE_SECONDS = 30.0
 """A handshake with a provider is far: its connections are kept for longer than those to our own services."""
+PROGRESS_INTERVAL_SECONDS = 0.05
+"""Of what calls say while they run, between two packets: a reader does not see the difference, and what is over by then
+need not be said."""
 OVERDUE_SWEEP_SECONDS = 1.0
 COUNT_SECONDS = 15.0
 FORGET_SECONDS = 600.0
@@ -65,7 +68,7 @@ def build(settings: Settings) -> App:
     peers = HttpClient(connections_max=PEER_CONNECTIONS_MAX)
     providers = HttpClient(connections_max=settings.slots, idle_seconds=PROVIDER_IDLE_SECONDS)
     broker = Broker(settings.amqp_url.get_secret_value(), service="orchestrator")
-    publisher = Publisher(broker)
+    publisher = Publisher(broker, interval_seconds=PROGRESS_INTERVAL_SECONDS)
     owed = OwedPublishes(
         "session_endings",
         publisher,
@@ -123,7 +126,7 @@ def build_work(
         AttemptLedger(routing, clock),
         stores.buckets,
         runs,
-        publisher.send,
+        publisher.send_made,
         clock,
         attempts_max=settings.attempts_max,
     )

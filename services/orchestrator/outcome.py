@@ -120,7 +120,8 @@ class AttemptLedger:
         _attempts.labels(record.deployment, record.outcome).inc()
         if record.first_token_seconds is not None:
             _first_token_seconds.labels(record.deployment).observe(record.first_token_seconds)
-        log.info(
+        # Of a success the line about its task tells.
+        (log.debug if record.outcome == "succeeded" else log.info)(
             "attempt.ended",
             attempt=record.attempt,
             deployment=record.deployment,

@@ -12,11 +12,15 @@ from shared.contracts.orchestrator import PROGRESS_INDEX_MAX, ProgressEvent, Ses
 
 INTERVAL_SECONDS: Final = 0.1
 """Between two messages, and before the first: the ending of a call that is over by then tells everything."""
+SILENCE_SECONDS: Final = 0.25
+"""After so long a call that has said nothing is announced all the same: nobody sees that it began any earlier."""
 PENDING_CHARS_MAX: Final = 4096
+"""So much text does not wait for the interval, and ends the event that it is in."""
 
 DeltaType = Literal["output.delta", "refusal.delta"]
-Send = Callable[[SessionProgressed, Callable[[], bool]], None]
-"""Best effort, some time soon; the second argument tells, when that has come, whether it is still of use."""
+Make = Callable[[], SessionProgressed | None]
+Send = Callable[[Make], bool]
+"""Best effort: some time soon what is made then is sent, None is not. False: it will not be asked."""
 
 
 class Timers(Protocol):
@@ -78,6 +82,7 @@ class Progress:
         self._pending_chars = 0
         self._texts: list[str] = []
         self._text_bytes = 0
+        self._is_asked_for = False
         self._is_whole = False
 
     @property
@@ -92,12 +97,14 @@ class Progress:
 
     def begin(self) -> None:
         self._next_at = self._timers.time() + INTERVAL_SECONDS
-        self._timer = self._timers.call_later(INTERVAL_SECONDS, self.flush)
+        self._timer = self._timers.call_later(SILENCE_SECONDS, self.flush)
 
     def add(self, kind: DeltaType, text: str) -> None:
         if kind == "output.delta":
             self._texts.append(text)
         self._text_bytes += len(text.encode())
+        if not self._pending:
+            self._cancel_timer()  # the one that would announce a silent call
         self._pending.append((kind, text))
         self._pending_chars += len(text)
         wait_seconds = self._next_at - self._timers.time()
@@ -107,18 +114,25 @@ class Progress:
             self._timer = self._timers.call_later(wait_seconds, self.flush)
 
     def flush(self) -> None:
-        """Send what is pending, the first time also that the attempt has begun."""
+        """Ask for what is pending to be sent, the first time also that the attempt has begun."""
         self._cancel_timer()
-        events = self._events()
-        if not events and self._begun:
-            return
-        self._begun = True
         self._next_at = self._timers.time() + INTERVAL_SECONDS
-        message = self._head.model_copy(update={"at": self._now(), "events": events}) if events else self._head
-        self._send(message, lambda: self._is_whole)
+        if not self._is_asked_for and (self._pending or not self._begun):
+            self._is_asked_for = True
+            if not self._send(self._message):
+                self._is_asked_for = False
+
+    def _message(self) -> SessionProgressed | None:
+        """With all that has come by now."""
+        self._is_asked_for = False
+        if self._is_whole:
+            return None
+        self._begun = True
+        events = self._events()
+        return self._head.model_copy(update={"at": self._now(), "events": events}) if events else self._head
 
     def drop(self) -> None:
-        """Send nothing more, nor what still waits for its turn: the answer is whole, and its ending carries it."""
+        """Send nothing more, nor what was asked for: the answer is whole, and its ending carries it."""
         self._is_whole = True
         self._cancel_timer()
         self._pending, self._pending_chars = [], 0
@@ -130,11 +144,14 @@ class Progress:
 
     def _events(self) -> tuple[ProgressEvent, ...]:
         merged: list[tuple[DeltaType, list[str]]] = []
+        chars = 0
         for kind, text in self._pending:
-            if merged and merged[-1][0] == kind:
+            if merged and merged[-1][0] == kind and chars < PENDING_CHARS_MAX:
                 merged[-1][1].append(text)
             else:
                 merged.append((kind, [text]))
+                chars = 0
+            chars += len(text)
         self._pending, self._pending_chars = [], 0
         # Past the last index the log stays as it is; the ending carries the rest.
         merged = merged[: PROGRESS_INDEX_MAX - self._index]

@@ -21,8 +21,8 @@ _results_stored = counter("results_stored", "Requests ended, by status and who p
 _late_kept = counter("results_late_proposals", "Endings that came after the end and differed from it.")
 
 
-_UNHEARD: Final = timedelta(seconds=0.2)
-"""A call that was over by then has rarely told of itself: an attempt is silent for its first tenth of a second."""
+_UNHEARD: Final = timedelta(seconds=0.3)
+"""A call that was over by then has rarely told of itself: it is announced after a quarter of a second."""
 
 
 class _OfRequest(Protocol):

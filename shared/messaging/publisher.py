@@ -28,6 +28,8 @@ Published: TypeAlias = Literal["confirmed", "unconfirmed", "refused"]
 
 _CONFIRM_TIMEOUT_SECONDS: Final = 5.0
 _BEST_EFFORT_BUFFER_MAX: Final = 10_000
+_PACKET_MAX: Final = 100
+"""Best-effort messages that are written together; the next ones wait until the socket has taken them."""
 _UNCONFIRMED_MAX: Final = 1_000
 """So many may be written and not confirmed, with those that nobody waits for any more, before each has to wait for the
 socket to take it: while the broker reads nothing, what is tried again would be kept once for each try."""
@@ -39,13 +41,18 @@ _published = counter("messages_published", "Messages by type and outcome.", ("ty
 
 
 class Publisher(Resource):
-    """Sends messages through one confirming and one plain channel."""
+    """Sends messages through one confirming and one plain channel.
 
-    def __init__(self, broker: Broker) -> None:
+    `interval_seconds` is the least time between two packets of best-effort messages: those that follow one closely go
+    together.
+    """
+
+    def __init__(self, broker: Broker, *, interval_seconds: float = 0.0) -> None:
         self._broker = broker
+        self._interval_seconds = interval_seconds
         self._confirmed: AbstractRobustChannel | None = None
         self._plain: AbstractRobustChannel | None = None
-        self._best_effort: asyncio.Queue[tuple[Message, Callable[[], bool]]] = asyncio.Queue(_BEST_EFFORT_BUFFER_MAX)
+        self._best_effort: asyncio.Queue[Callable[[], Message | None]] = asyncio.Queue(_BEST_EFFORT_BUFFER_MAX)
         self._sender: asyncio.Task[None] | None = None
         self._body_bytes_max: int | None = None
         """As the broker said when it last refused one. Sending another would close the channel for all others again."""
@@ -80,13 +87,19 @@ class Publisher(Resource):
             return [await self._publish_confirmed(messages[0])]
         return await asyncio.gather(*(self._publish_confirmed(message) for message in messages))
 
-    def send(self, message: Message, is_moot: Callable[[], bool] = lambda: False) -> None:
-        """Publish it some time soon, or drop it where the broker is away or slower than we are, and where nobody needs
-        it any more once its turn has come."""
-        try:
-            self._best_effort.put_nowait((message, is_moot))
-        except asyncio.QueueFull:
+    def send(self, message: Message) -> None:
+        """Publish it some time soon, or drop it where the broker is away or slower than we are."""
+        if not self.send_made(lambda: message):
             _published.labels(message.type, "dropped").inc()
+
+    def send_made(self, make: Callable[[], Message | None]) -> bool:
+        """Publish some time soon what `make` gives when that time has come, None where it is of no use any more. False
+        where the broker is away or slower than we are: it will not be asked."""
+        try:
+            self._best_effort.put_nowait(make)
+        except asyncio.QueueFull:
+            return False
+        return True
 
     async def _publish_confirmed(self, message: Message) -> Published:
         failpoints.reach(f"publish.{message.type}.before")
@@ -144,29 +157,42 @@ class Publisher(Resource):
         self._body_bytes_max = None
 
     async def _send_best_effort(self) -> None:
-        assert self._plain is not None
+        loop = asyncio.get_running_loop()
+        next_at = 0.0
         while True:
-            message, is_moot = await self._best_effort.get()
-            if is_moot():
-                _published.labels(message.type, "moot").inc()
-                continue
-            try:
-                async with asyncio.timeout(_CONFIRM_TIMEOUT_SECONDS):
-                    await _write(self._plain, encode(message), message.type, mandatory=False)
-                _published.labels(message.type, "sent").inc()
-            except CONNECTION_EXCEPTIONS:
-                _published.labels(message.type, "dropped").inc()
-            except asyncio.CancelledError:
-                if is_cancelled():
-                    raise
-                _published.labels(message.type, "dropped").inc()
+            makers = [await self._best_effort.get()]
+            if self._best_effort.qsize() < _PACKET_MAX and (left_seconds := next_at - loop.time()) > 0:
+                await asyncio.sleep(left_seconds)
+            next_at = loop.time() + self._interval_seconds
+            while len(makers) < _PACKET_MAX and not self._best_effort.empty():
+                makers.append(self._best_effort.get_nowait())
+            made = [make() for make in makers]
+            await self._send_packet([message for message in made if message is not None])
+
+    async def _send_packet(self, messages: Sequence[Message]) -> None:
+        """Only the last one waits for the socket: together they are one write, not one each."""
+        assert self._plain is not None
+        sent = 0
+        try:
+            async with asyncio.timeout(_CONFIRM_TIMEOUT_SECONDS):
+                for message in messages:
+                    is_last = message is messages[-1]
+                    await _write(self._plain, encode(message), message.type, mandatory=False, wait=is_last)
+                    sent += 1
+        except CONNECTION_EXCEPTIONS as error:
+            log.debug("messages.dropped", count=len(messages) - sent, error=type(error).__name__)
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+        for number, message in enumerate(messages):
+            _published.labels(message.type, "sent" if number < sent else "dropped").inc()
 
 
 async def _write(
-    channel: AbstractRobustChannel, encoded: aio_pika.Message, routing_key: str, *, mandatory: bool
+    channel: AbstractRobustChannel, encoded: aio_pika.Message, routing_key: str, *, mandatory: bool, wait: bool = False
 ) -> None:
-    """Return when it is confirmed, or where the channel does not confirm, when the socket has taken it. Past aio-pika's
-    own `publish`, which lets each message wait until the socket has taken the one before."""
+    """Return when it is confirmed, or where the channel does not confirm, with `wait` when the socket has taken it.
+    Past aio-pika's own `publish`, which lets each message wait until the socket has taken the one before."""
     if channel.is_closed:
         raise ChannelInvalidStateError
     underlay: Any = await channel.get_underlay_channel()  # of this, its abstract class does not tell everything
@@ -177,5 +203,5 @@ async def _write(
         properties=encoded.properties,
         mandatory=mandatory,
         timeout=_CONFIRM_TIMEOUT_SECONDS,
-        wait=not underlay.publisher_confirms or len(underlay.confirmations) >= _UNCONFIRMED_MAX,
+        wait=wait or len(underlay.confirmations) >= _UNCONFIRMED_MAX,
     )

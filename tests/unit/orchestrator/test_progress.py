@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.orchestrator import progress
-from services.orchestrator.progress import DeltaType, Progress, announcement
+from services.orchestrator.progress import DeltaType, Make, Progress, Send, announcement
 from shared.contracts.orchestrator import PROGRESS_INDEX_MAX, SessionProgressed
 from tests.support.guard import GUARD_SECONDS
 from tests.unit.orchestrator.test_task import COMMAND
@@ -28,12 +28,14 @@ class Timers:
     def __init__(self) -> None:
         self.at = 100.0
         self.pending = 0
+        self.due = 0.0
 
     def time(self) -> float:
         return self.at
 
-    def call_later(self, _delay: float, _callback: Callable[[], None]) -> Timers:
+    def call_later(self, delay: float, _callback: Callable[[], None]) -> Timers:
         self.pending += 1
+        self.due = self.at + delay
         return self
 
     def cancel(self) -> None:
@@ -42,7 +44,24 @@ class Timers:
 
 def started(timers: Timers) -> tuple[Progress, list[SessionProgressed]]:
     sent: list[SessionProgressed] = []
-    return Progress(COMMAND, 2, "epoch", lambda message, _: sent.append(message), lambda: NOW, timers), sent
+
+    def send(make: Make) -> bool:
+        message = make()
+        assert message is not None
+        sent.append(message)
+        return True
+
+    return Progress(COMMAND, 2, "epoch", send, lambda: NOW, timers), sent
+
+
+def taking(asked: list[Make], *, is_full: bool = False) -> Send:
+    """Remembers what is asked for and makes nothing of it yet."""
+
+    def send(make: Make) -> bool:
+        asked.append(make)
+        return not is_full
+
+    return send
 
 
 @given(deltas, st.lists(st.floats(min_value=0, max_value=0.2), min_size=50, max_size=50))
@@ -99,14 +118,64 @@ def test_of_an_answer_that_is_whole_at_once_nothing_is_told() -> None:
     assert (sent, timers.pending, reporter.text) == ([], 0, "a")
 
 
+def test_text_is_not_held_back_for_as_long_as_the_announcement_of_a_silent_call() -> None:
+    timers = Timers()
+    reporter, sent = started(timers)
+    reporter.begin()
+    assert timers.due == timers.at + progress.SILENCE_SECONDS
+    timers.at += progress.INTERVAL_SECONDS / 2
+    reporter.add("output.delta", "a")
+    reporter.add("output.delta", "b")
+    assert (sent, timers.pending) == ([], 1)
+    assert timers.due == timers.at + progress.INTERVAL_SECONDS / 2
+
+
 def test_what_has_not_gone_when_the_answer_is_whole_need_not_go() -> None:
-    timers, moot = Timers(), []
-    reporter = Progress(COMMAND, 1, "epoch", lambda _, is_moot: moot.append(is_moot), lambda: NOW, timers)
+    asked: list[Make] = []
+    reporter = Progress(COMMAND, 1, "epoch", taking(asked), lambda: NOW, Timers())
     reporter.begin()
     reporter.flush()
-    assert [is_moot() for is_moot in moot] == [False]
     reporter.drop()
-    assert [is_moot() for is_moot in moot] == [True]
+    assert [make() for make in asked] == [None]
+
+
+def test_what_comes_before_the_message_is_made_is_in_it() -> None:
+    asked: list[Make] = []
+    timers = Timers()
+    reporter = Progress(COMMAND, 1, "epoch", taking(asked), lambda: NOW, timers)
+    for text in ("a", "b", "c"):
+        timers.at += 1
+        reporter.add("output.delta", text)
+    (make,) = asked
+    made = make()
+    assert made is not None
+    assert [event.text for event in made.events] == ["abc"]
+    timers.at += 1
+    reporter.add("output.delta", "d")
+    assert len(asked) == 2
+
+
+def test_what_nobody_takes_now_is_offered_again() -> None:
+    asked: list[Make] = []
+    timers = Timers()
+    reporter = Progress(COMMAND, 1, "epoch", taking(asked, is_full=True), lambda: NOW, timers)
+    for text in ("a", "b"):
+        timers.at += 1
+        reporter.add("output.delta", text)
+    assert len(asked) == 2
+
+
+def test_an_event_does_not_grow_without_end() -> None:
+    timers = Timers()
+    asked: list[Make] = []
+    reporter = Progress(COMMAND, 1, "epoch", taking(asked), lambda: NOW, timers)
+    piece = "x" * (progress.PENDING_CHARS_MAX // 2)
+    for _ in range(5):
+        reporter.add("output.delta", piece)
+    (make,) = asked
+    made = make()
+    assert made is not None
+    assert [len(event.text) for event in made.events] == [2 * len(piece), 2 * len(piece), len(piece)]
 
 
 def test_of_a_call_that_failed_at_once_all_is_told() -> None:
@@ -123,10 +192,13 @@ async def test_a_delta_that_nothing_follows_goes_after_the_interval() -> None:
     heard = asyncio.Event()
     sent: list[SessionProgressed] = []
 
-    def send(message: SessionProgressed, _is_moot: Callable[[], bool]) -> None:
+    def send(make: Make) -> bool:
+        message = make()
+        assert message is not None
         sent.append(message)
         if len(sent) == 2:
             heard.set()
+        return True
 
     reporter = Progress(COMMAND, 1, "epoch", send, lambda: NOW, asyncio.get_running_loop())
     reporter.add("output.delta", "a")
