@@ -62,13 +62,12 @@ class GroupCommit(Generic[Item, Result]):
         self._items = _items_flushed.labels(name)
         self._flushes = _flushes.labels(name)
 
-    async def submit(self, item: Item) -> Result:
+    def submit(self, item: Item) -> asyncio.Future[Result]:
         """The result of `item` once the flush that held it has returned; raises what the flush raised for it."""
-        entry = _Waiting(self._key(item), item, asyncio.get_running_loop().create_future())
+        entry: _Waiting[Item, Result] = _Waiting(self._key(item), item, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
         self._start_flush()
-        result: Result = await entry.done
-        return result
+        return entry.done
 
     def _start_flush(self) -> None:
         if self._waiting and not self._starting and self._in_flight < self._flushes_in_flight_max:

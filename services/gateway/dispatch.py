@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import timedelta
 from typing import Final
@@ -91,11 +92,11 @@ class Turns:
         self._outbox = outbox
         self._hand_over = hand_over
         # Endings of one session never share a batch, so that each of them passes the turn on.
-        self._commits = GroupCommit("endings", self._end, key=lambda ending: ending.session_id)
+        self._commits: GroupCommit[ResultEnded, None] = GroupCommit("endings", self._end, key=lambda ending: ending.session_id)
 
-    async def end(self, ending: ResultEnded) -> None:
-        """Return once the ending is stored, or known to be of no consequence."""
-        await self._commits.submit(ending)
+    def end(self, ending: ResultEnded) -> asyncio.Future[None]:
+        """Done once the ending is stored, or known to be of no consequence."""
+        return self._commits.submit(ending)
 
     async def repair(self, session_ids: Sequence[str]) -> None:
         """Pass the turn on in sessions where nobody who is open has it."""

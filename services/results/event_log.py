@@ -69,7 +69,7 @@ def texts_of(output: Output | None) -> Texts:
     return Texts(output.text, "".join(item.refusal for item in output.items if item.type == "refusal"))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Head:
     """A log as its row describes it."""
 
@@ -104,6 +104,7 @@ class RequestLog:
     _added: dict[int, Event] = field(init=False, default_factory=dict)
 
     def __post_init__(self, beyond_gap: Iterable[int]) -> None:
+        self.head = replace(self.head)  # the caller's stays as it was read
         self._stored = set(beyond_gap)
 
     @property
@@ -146,7 +147,7 @@ class RequestLog:
             self._append("refusal.delta", at, text=wanted.refusal[len(said.refusal) :])
         ending: dict[str, object] = {"status": status, "error": error.model_dump(mode="json") if error else None}
         self._append(_CLOSING[status], at, data=ending)
-        self.head = replace(self.head, closed=True)
+        self.head.closed = True
 
     def _why_stale(self, message: SessionProgressed) -> str | None:
         if self.head.closed:
@@ -161,7 +162,7 @@ class RequestLog:
     def _start_attempt(self, attempt: int, epoch: str, at: datetime) -> None:
         self._freeze()
         cursor = first_cursor(attempt)
-        self.head = replace(self.head, attempt=attempt, epoch=epoch, visible_cursor=cursor - 1)
+        self.head.attempt, self.head.epoch, self.head.visible_cursor = attempt, epoch, cursor - 1
         self._append("attempt.started" if attempt == 1 else "output.superseded", at, data={"attempt": attempt})
 
     def _freeze(self) -> None:
@@ -186,8 +187,7 @@ class RequestLog:
 
     def _add(self, event: Event) -> None:
         self._added[event.cursor] = event
-        size = ROW_BYTES + len((event.text or "").encode())
-        self.head = replace(self.head, log_bytes=self.head.log_bytes + size)
+        self.head.log_bytes += ROW_BYTES + len((event.text or "").encode())
 
     def _append(
         self, type_: EventType, at: datetime, *, text: str | None = None, data: dict[str, object] | None = None
@@ -200,5 +200,5 @@ class RequestLog:
         while visible + 1 in self._added or visible + 1 in self._stored:
             visible += 1
             self._stored.discard(visible)
-        stored = max(visible, max(self._stored, default=0), max(self._added, default=0))
-        self.head = replace(self.head, visible_cursor=visible, stored_cursor=stored)
+        self.head.visible_cursor = visible
+        self.head.stored_cursor = max(visible, max(self._stored, default=0), max(self._added, default=0))

@@ -119,7 +119,7 @@ class Publisher(Resource):
             return self._refused(message, encoded)
         tracing.inject(encoded.headers)
         try:
-            # The outer timeout bounds the wait for a lost connection, which the library's own does not cover.
+            # The library's own timeout does not cover its wait for a lost connection.
             async with asyncio.timeout(_CONFIRM_TIMEOUT_SECONDS):
                 await _write(self._confirmed, encoded, message.type, mandatory=bool(message.queues))
         except CONNECTION_EXCEPTIONS as error:
@@ -202,6 +202,5 @@ async def _write(
         routing_key=routing_key,
         properties=encoded.properties,
         mandatory=mandatory,
-        timeout=_CONFIRM_TIMEOUT_SECONDS,
         wait=wait or len(underlay.confirmations) >= _UNCONFIRMED_MAX,
     )

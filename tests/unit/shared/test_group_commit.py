@@ -38,10 +38,10 @@ async def test_what_arrives_during_a_flush_shares_the_next_one_sorted_by_key() -
     flush = Recorder()
     flush.gate.clear()
     commits = group(flush, flushes_in_flight_max=1)
-    first = asyncio.create_task(commits.submit("m"))
+    first = commits.submit("m")
     while not flush.batches:
         await asyncio.sleep(0)
-    later = [asyncio.create_task(commits.submit(item)) for item in "cab"]
+    later = [commits.submit(item) for item in "cab"]
     await asyncio.sleep(0)
     flush.gate.set()
     assert await asyncio.gather(first, *later) == ["M", "C", "A", "B"]
@@ -121,8 +121,8 @@ async def test_a_cancelled_submitter_does_not_undo_its_item_nor_hurt_its_neighbo
     flush = Recorder()
     flush.gate.clear()
     commits = group(flush)
-    leaver = asyncio.create_task(commits.submit("a"))
-    stayer = asyncio.create_task(commits.submit("b"))
+    leaver = commits.submit("a")
+    stayer = commits.submit("b")
     while not flush.batches:
         await asyncio.sleep(0)
     leaver.cancel()
