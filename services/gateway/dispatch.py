@@ -92,7 +92,9 @@ class Turns:
         self._outbox = outbox
         self._hand_over = hand_over
         # Endings of one session never share a batch, so that each of them passes the turn on.
-        self._commits: GroupCommit[ResultEnded, None] = GroupCommit("endings", self._end, key=lambda ending: ending.session_id)
+        self._commits: GroupCommit[ResultEnded, None] = GroupCommit(
+            "endings", self._end, key=lambda ending: ending.session_id
+        )
 
     def end(self, ending: ResultEnded) -> asyncio.Future[None]:
         """Done once the ending is stored, or known to be of no consequence."""

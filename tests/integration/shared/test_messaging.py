@@ -13,6 +13,7 @@ from shared.contracts.content import Failure
 from shared.contracts.gateway import RequestsMoved, SessionAbandoned
 from shared.contracts.message import Message
 from shared.errors import Transient, Unprocessable
+from shared.messaging import publisher as publishing
 from shared.messaging.broker import Broker
 from shared.messaging.consumer import BatchHandler, Consumer, each
 from shared.messaging.owed import OwedPublishes
@@ -122,6 +123,33 @@ async def test_what_waits_is_taken_in_bounded_batches(world: World) -> None:
         await handled.wait_for(60)
     assert max(handled.batches) <= 20
     assert len(handled.batches) < 30
+
+
+async def test_messages_that_come_closely_share_a_batch_where_an_interval_is_asked_for(world: World) -> None:
+    handled, interval_seconds, loop = Handled(), 0.5, asyncio.get_running_loop()
+    async with world.consuming({EligibilityChanged: handled.batch}, interval_seconds=interval_seconds):
+        began = loop.time()
+        for number in range(50):
+            await world.publisher.publish(fact(number))
+        assert await handled.wait_for(50) == list(range(50))
+        intervals = (loop.time() - began) / interval_seconds
+    assert handled.batches[0] < 50, "the first one does not wait for others"
+    assert len(handled.batches) <= 2 + intervals
+
+
+async def test_a_full_batch_waits_for_no_interval(world: World) -> None:
+    handled, filled = Handled(), asyncio.Event()
+    options = {"batch_max": 20, "interval_seconds": 10 * GUARD_SECONDS, "gate": filled.wait}
+    async with world.consuming({EligibilityChanged: handled.batch}, **options) as consumer:
+        await world.publisher.publish(*(fact(number) for number in range(60)))
+        await eventually(lambda: _is_waiting(consumer, 60))
+        filled.set()
+        await handled.wait_for(60)
+    assert handled.batches == [20, 20, 20]
+
+
+async def _is_waiting(consumer: Consumer, count: int) -> bool:
+    return len(consumer._arrived) == count
 
 
 async def test_a_gate_that_fails_is_asked_again(world: World) -> None:
@@ -515,6 +543,47 @@ async def test_a_wake_queue_hears_hints_of_every_replica(world: World) -> None:
     world.publisher.send(RequestsMoved(request_ids=("req_1", "req_2")))
     async with asyncio.timeout(GUARD_SECONDS):
         assert [await woken.get(), await woken.get()] == [("req_1", "req_2")] * 2
+
+
+async def test_what_is_sent_later_is_made_when_it_is_sent_or_not_at_all(world: World) -> None:
+    woken: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
+    hears: dict[type[Message], Callable[[Any], None]] = {
+        RequestsMoved: lambda moved: woken.put_nowait(moved.request_ids)
+    }
+    queue = WakeQueue(world.broker, "gateway.wake", hears, on_reconnect=lambda: None)
+    await queue.start()
+    news = ["early"]
+    assert world.publisher.send_made(lambda: None)
+    assert world.publisher.send_made(lambda: RequestsMoved(request_ids=tuple(news)))
+    news.append("late")
+    async with asyncio.timeout(GUARD_SECONDS):
+        assert await woken.get() == ("early", "late")
+
+
+async def test_hints_that_come_closely_share_a_write_where_an_interval_is_asked_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes, loop, interval_seconds = [], asyncio.get_running_loop(), 0.5
+    write = publishing._write
+
+    async def noted(*args: Any, wait: bool = False, **options: Any) -> None:
+        writes.append(wait)
+        await write(*args, wait=wait, **options)
+
+    monkeypatch.setattr(publishing, "_write", noted)
+    slow = Publisher(world.broker, interval_seconds=interval_seconds)
+    await slow.start()
+    began = loop.time()
+    for _ in range(50):
+        slow.send(RequestsMoved(request_ids=("req_1",)))
+        await asyncio.sleep(0.001)
+    await eventually(lambda: _is_all(writes, 50))
+    await slow.stop()
+    assert sum(writes) <= 2 + (loop.time() - began) / interval_seconds
+
+
+async def _is_all(writes: list[bool], count: int) -> bool:
+    return len(writes) == count
 
 
 async def test_an_unroutable_mandatory_message_is_not_taken_for_published(world: World) -> None:

@@ -36,6 +36,18 @@ async def test_a_value_of_the_wrong_type_is_refused(database: Database, size: ob
         await database.execute("INSERT INTO thing VALUES (1, $1)", size)
 
 
+async def test_a_statement_is_planned_once_for_a_session_however_often_it_is_used(database: Database) -> None:
+    sql = "SELECT id FROM thing WHERE id = ANY($1::int[])"
+    async with database.connection() as connection:
+        for size in range(1, 21):
+            await connection.fetch(sql, list(range(size)))
+        plans = await connection.fetchrow(
+            "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement = $1", sql
+        )
+    assert plans is not None
+    assert tuple(plans) == (20, 0)
+
+
 async def test_a_statement_that_takes_too_long_is_unavailable_and_the_pool_lives_on(databases: Databases) -> None:
     database = Database(
         await databases.empty(), service="test", acquire_timeout_seconds=GUARD_SECONDS, statement_timeout_seconds=0.5
