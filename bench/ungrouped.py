@@ -1,5 +1,6 @@
 """`python -m bench.ungrouped SERVICE ...`: a service whose group commit is off: each item is a flush of its own."""
 
+import asyncio
 import runpy
 import sys
 from typing import Any
@@ -7,8 +8,12 @@ from typing import Any
 from shared.group_commit import GroupCommit
 
 
-async def _alone(self: GroupCommit[Any, Any], item: Any) -> Any:
-    (result,) = await self._flush([item])
+def _alone(self: GroupCommit[Any, Any], item: Any) -> asyncio.Future[Any]:
+    return asyncio.ensure_future(_flushed(self, item))
+
+
+async def _flushed(group: GroupCommit[Any, Any], item: Any) -> Any:
+    (result,) = await group._flush([item])
     return result
 
 
