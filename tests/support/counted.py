@@ -17,6 +17,7 @@ def counted(name: str, **labels: str) -> float:
 
 def sampled(name: str, **labels: str) -> float:
     """The sum of these samples. Only they are read: the text of all metrics would take as long as a test."""
+    assert name in REGISTRY._names_to_collectors, f"nothing here is counted as {name}"
     return sum(
         sample.value
         for family in REGISTRY.restricted_registry([name]).collect()
