@@ -46,6 +46,21 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
+class Pace:
+    """Keeps turns at least so far apart, from one's beginning to the next one's; after a pause the next is at once."""
+
+    def __init__(self, interval_seconds: float, clock: Clock) -> None:
+        self._interval_seconds = interval_seconds
+        self._clock = clock
+        self._next_at = 0.0
+
+    async def wait(self, *, at_once: bool = False) -> None:
+        """Return when the next turn may begin; `at_once` where this one has a reason not to wait."""
+        if not at_once and (left_seconds := self._next_at - self._clock.monotonic()) > 0:
+            await self._clock.sleep(left_seconds)
+        self._next_at = self._clock.monotonic() + self._interval_seconds
+
+
 class DatabaseClock(SystemClock):
     """The database's clock, sampled and carried on by the monotonic one: replicas agree whatever their hosts say."""
 

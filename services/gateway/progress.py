@@ -9,7 +9,7 @@ from typing import Final
 
 from services.gateway.records import Progress
 from services.gateway.store import TurnStore
-from shared.clock import Clock
+from shared.clock import Clock, Pace
 from shared.contracts.content import WaitingOn
 from shared.contracts.results import ResultUpdated
 
@@ -35,7 +35,7 @@ class ProgressWriter:
         """What was written of each request; None of those that have ended."""
         self._held: dict[str, Progress] = {}
         self._is_waiting = False
-        self._next_at = 0.0
+        self._pace = Pace(_TICK_SECONDS, clock)
 
     async def write(self, updates: Sequence[ResultUpdated]) -> set[str]:
         """The requests whose owners see something new. Returns at once where an earlier call, which still waits for
@@ -64,12 +64,9 @@ class ProgressWriter:
     async def _wait_for_tick(self) -> None:
         self._is_waiting = True
         try:
-            left_seconds = self._next_at - self._clock.monotonic()
-            if left_seconds > 0:
-                await self._clock.sleep(left_seconds)
+            await self._pace.wait()
         finally:
             self._is_waiting = False
-        self._next_at = self._clock.monotonic() + _TICK_SECONDS
 
     def _hold(self, hint: Progress) -> None:
         held = self._held.get(hint.request_id)

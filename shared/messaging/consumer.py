@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from aio_pika.abc import AbstractIncomingMessage, AbstractRobustChannel, AbstractRobustQueue
 
 from shared import failpoints, tracing
+from shared.clock import Pace, SystemClock
 from shared.contracts.message import Message
 from shared.errors import Transient, Unprocessable
 from shared.logs import get_logger
@@ -123,7 +124,7 @@ class Consumer(Resource):
         self._handlers = {message_class.type: handler for message_class, handler in handlers.items()}
         self._classes = {message_class.type: message_class for message_class in handlers}
         self._batch_max = batch_max
-        self._interval_seconds = interval_seconds
+        self._pace = Pace(interval_seconds, SystemClock())
         self._gate = gate
         # Prefetch bounds what waits here, but for auto-acked queues, whose oldest deliveries are dropped.
         self._arrived: deque[AbstractIncomingMessage] = deque(
@@ -189,14 +190,10 @@ class Consumer(Resource):
         self._some_arrived.set()
 
     async def _take_batches(self) -> None:
-        loop = asyncio.get_running_loop()
-        next_at = 0.0
         while True:
             await self._some_arrived.wait()
             await self._slot.acquire()
-            if len(self._arrived) < self._batch_max and (left_seconds := next_at - loop.time()) > 0:
-                await asyncio.sleep(left_seconds)
-            next_at = loop.time() + self._interval_seconds
+            await self._pace.wait(at_once=len(self._arrived) >= self._batch_max)
             if self._gate is not None:
                 await self._pass(self._gate)
             taken = [self._arrived.popleft() for _ in range(min(self._batch_max, len(self._arrived)))]

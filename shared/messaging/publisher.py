@@ -12,6 +12,7 @@ from aio_pika.abc import AbstractRobustChannel
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelInvalidStateError, ChannelPreconditionFailed
 
 from shared import failpoints, tracing
+from shared.clock import Pace, SystemClock
 from shared.contracts.message import Message
 from shared.errors import Transient, Unprocessable
 from shared.logs import get_logger
@@ -49,7 +50,7 @@ class Publisher(Resource):
 
     def __init__(self, broker: Broker, *, interval_seconds: float = 0.0) -> None:
         self._broker = broker
-        self._interval_seconds = interval_seconds
+        self._pace = Pace(interval_seconds, SystemClock())
         self._confirmed: AbstractRobustChannel | None = None
         self._plain: AbstractRobustChannel | None = None
         self._best_effort: asyncio.Queue[Callable[[], Message | None]] = asyncio.Queue(_BEST_EFFORT_BUFFER_MAX)
@@ -157,13 +158,9 @@ class Publisher(Resource):
         self._body_bytes_max = None
 
     async def _send_best_effort(self) -> None:
-        loop = asyncio.get_running_loop()
-        next_at = 0.0
         while True:
             makers = [await self._best_effort.get()]
-            if self._best_effort.qsize() < _PACKET_MAX and (left_seconds := next_at - loop.time()) > 0:
-                await asyncio.sleep(left_seconds)
-            next_at = loop.time() + self._interval_seconds
+            await self._pace.wait(at_once=self._best_effort.qsize() >= _PACKET_MAX)
             while len(makers) < _PACKET_MAX and not self._best_effort.empty():
                 makers.append(self._best_effort.get_nowait())
             made = [make() for make in makers]

@@ -1,7 +1,7 @@
 """Consumer, publisher, parking, owed publishes and wake queue against a real RabbitMQ and a real PostgreSQL."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Sized
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -142,14 +142,14 @@ async def test_a_full_batch_waits_for_no_interval(world: World) -> None:
     options = {"batch_max": 20, "interval_seconds": 10 * GUARD_SECONDS, "gate": filled.wait}
     async with world.consuming({EligibilityChanged: handled.batch}, **options) as consumer:
         await world.publisher.publish(*(fact(number) for number in range(60)))
-        await eventually(lambda: _is_waiting(consumer, 60))
+        await eventually(lambda: _has(consumer._arrived, 60))
         filled.set()
         await handled.wait_for(60)
     assert handled.batches == [20, 20, 20]
 
 
-async def _is_waiting(consumer: Consumer, count: int) -> bool:
-    return len(consumer._arrived) == count
+async def _has(items: Sized, count: int) -> bool:
+    return len(items) == count
 
 
 async def test_a_gate_that_fails_is_asked_again(world: World) -> None:
@@ -577,13 +577,9 @@ async def test_hints_that_come_closely_share_a_write_where_an_interval_is_asked_
     for _ in range(50):
         slow.send(RequestsMoved(request_ids=("req_1",)))
         await asyncio.sleep(0.001)
-    await eventually(lambda: _is_all(writes, 50))
+    await eventually(lambda: _has(writes, 50))
     await slow.stop()
     assert sum(writes) <= 2 + (loop.time() - began) / interval_seconds
-
-
-async def _is_all(writes: list[bool], count: int) -> bool:
-    return len(writes) == count
 
 
 async def test_an_unroutable_mandatory_message_is_not_taken_for_published(world: World) -> None:
