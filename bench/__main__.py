@@ -37,8 +37,8 @@ class Sizes:
 
 def against_raw(bed: Bed, sizes: Sizes) -> dict[str, Any]:
     servers = bed.server_pids()
-    with bed.parley("parley") as parley, bed.raw(parley.stack.url(LLM)) as raw:
-        compared = asyncio.run(compare(parley, raw, servers, scenarios(sizes.scale), rounds=sizes.rounds))
+    with bed.parley("parley") as parley, bed.raw(url := parley.stack.url(LLM)) as raw, bed.steps(url) as steps:
+        compared = asyncio.run(compare(parley, raw, steps, servers, scenarios(sizes.scale), rounds=sizes.rounds))
         counted = asyncio.run(count_both(bed, parley, raw, scale=sizes.scale))
     return {"compare": compared, "budget": counted}
 

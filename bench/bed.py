@@ -6,13 +6,14 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
 
 from bench.raw.pipeline import RawPipeline
+from bench.steps.pipeline import StepsPipeline
 from bench.systems import Parley, Raw
 from deploy.local.environment import LLM, SERVICES
 from deploy.local.plain_http import ask
@@ -80,19 +81,22 @@ class Bed:
             self._drop_databases(list(databases.values()))
 
     @contextmanager
-    def raw(self, llm_url: str) -> Iterator[Raw]:
-        self._make_databases(["raw"])
-        self.rabbitmq.add_vhosts(["raw"])
-        pipeline = RawPipeline(
-            self.root / "raw", dsn=self.postgres.dsn("raw"), amqp_url=self.rabbitmq.url("raw"), llm_url=llm_url
+    def raw(self, llm_url: str, name: str = "raw", pipeline: type[RawPipeline] = RawPipeline) -> Iterator[Raw]:
+        self._make_databases([name])
+        self.rabbitmq.add_vhosts([name])
+        running = pipeline(
+            self.root / name, dsn=self.postgres.dsn(name), amqp_url=self.rabbitmq.url(name), llm_url=llm_url
         )
         try:
-            pipeline.start(self.environ)
-            yield Raw(pipeline)
+            running.start(self.environ)
+            yield Raw(running, name)
         finally:
-            pipeline.stop()
-            self.rabbitmq.delete_vhosts(["raw"])
-            self._drop_databases(["raw"])
+            running.stop()
+            self.rabbitmq.delete_vhosts([name])
+            self._drop_databases([name])
+
+    def steps(self, llm_url: str) -> AbstractContextManager[Raw]:
+        return self.raw(llm_url, "steps", StepsPipeline)
 
     def server_pids(self) -> dict[str, int]:
         """As the servers themselves say it, so that it does not matter who started them."""

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-PARLEY, RAW, LIMIT = "#2f6f9f", "#b9c4cc", "#c0392b"
+PARLEY, RAW, STEPS, LIMIT = "#2f6f9f", "#b9c4cc", "#93a1ab", "#c0392b"
 THROUGHPUT_LEAST = 0.6
+LATENCY_BARS = (("raw", RAW), ("steps", STEPS), ("parley", PARLEY))
 LABELLED_SHARE = 0.07
 """Of the widest bar; what is narrower has no room for a label."""
 PROCESSES = {
@@ -63,12 +64,16 @@ def _throughput(axes: Any, scenarios: Mapping[str, Any]) -> None:
 
 def _latency(axes: Any, scenarios: Mapping[str, Any]) -> None:
     for place, one in enumerate(scenarios.values()):
-        for offset, name, colour in ((-0.2, "raw", RAW), (0.2, "parley", PARLEY)):
-            figures = one["medians"][name]
-            axes.bar(place + offset, figures["added_p99_ms"], 0.38, color=colour, alpha=0.35)
-            axes.bar(place + offset, figures["added_p50_ms"], 0.38, color=colour)
-        parley = one["medians"]["parley"]
-        axes.text(place + 0.2, parley["added_p99_ms"], f"{one['ratios']['added_p50']:.1f}x", ha="center", va="bottom")
+        bars = [(name, colour) for name, colour in LATENCY_BARS if name in one["medians"]]
+        width = 0.8 / len(bars)
+        raw_p50 = one["medians"]["raw"]["added_p50_ms"]
+        for number, (name, colour) in enumerate(bars):
+            middle = place - 0.4 + width * (number + 0.5)
+            p50, p99 = (one["medians"][name][f"added_{p}_ms"] for p in ("p50", "p99"))
+            axes.bar(middle, p99, 0.95 * width, color=colour, alpha=0.35)
+            axes.bar(middle, p50, 0.95 * width, color=colour, label=name if len(bars) == len(LATENCY_BARS) else None)
+            axes.text(middle, p99, f"{p50 / raw_p50:.1f}x", ha="center", va="bottom")
+    axes.legend(frameon=False, loc="upper left")
     axes.set_xticks(range(len(scenarios)), [name.replace(", ", "\n") for name in scenarios])
     axes.set_title("added latency in ms, p50 and (pale) p99")
 

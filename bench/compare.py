@@ -1,6 +1,7 @@
-"""Parley beside the raw pipeline, in turns within one run: raw, Parley, Parley, raw, raw, Parley."""
+"""Parley beside the raw pipeline, in turns within one run: raw, Parley, Parley, raw, raw, Parley. With one request in
+flight the steps alone stand between them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ class Scenario:
     name: str
     load: Load
     provider_ms: float
+    beside_steps: bool = False
 
 
 def scenarios(scale: float) -> list[Scenario]:
@@ -32,43 +34,44 @@ def scenarios(scale: float) -> list[Scenario]:
     return [
         Scenario("64 in flight, provider 0 ms", Load(count(2500, 64), in_flight=64), 0),
         Scenario("500 in flight, provider 200 ms", Load(count(4000, 500), in_flight=500), 200),
-        Scenario("1 in flight, provider 0 ms", Load(count(300, 10), in_flight=1), 0),
+        Scenario("1 in flight, provider 0 ms", Load(count(300, 10), in_flight=1), 0, beside_steps=True),
         Scenario("50 requests/s, provider 0 ms", Load(count(500, 50), per_second=50), 0),
     ]
 
 
 async def compare(
-    parley: Parley, raw: Raw, servers: Mapping[str, int], wanted: list[Scenario], *, rounds: int
+    parley: Parley, raw: Raw, steps: Raw, servers: Mapping[str, int], wanted: list[Scenario], *, rounds: int
 ) -> dict[str, Any]:
     async with load.client() as http:
         compared = {}
         for scenario in wanted:
-            compared[scenario.name] = await _compare_in_turns(parley, raw, http, servers, scenario, rounds)
+            say(f"{scenario.name}: {scenario.load.count} requests a run")
+            set_provider(parley, first_byte_ms=scenario.provider_ms)
+            systems = (raw, steps, parley) if scenario.beside_steps else (raw, parley)
+            compared[scenario.name] = await _compare_in_turns(systems, http, servers, scenario, rounds)
     memory = {name: usage.peak_bytes(pid) for name, pid in (raw.pids() | parley.pids()).items()}
     return {"scenarios": compared, "peak_bytes": memory}
 
 
 async def _compare_in_turns(
-    parley: Parley,
-    raw: Raw,
+    systems: Sequence[System],
     http: aiohttp.ClientSession,
     servers: Mapping[str, int],
     scenario: Scenario,
     rounds: int,
 ) -> dict[str, Any]:
-    say(f"{scenario.name}: {scenario.load.count} requests a run")
-    set_provider(parley, first_byte_ms=scenario.provider_ms)
-    runs: dict[str, list[Figures]] = {raw.name: [], parley.name: []}
-    pair: tuple[System, System] = (raw, parley)
-    for system in pair:
+    runs: dict[str, list[Figures]] = {system.name: [] for system in systems}
+    for system in systems:
         await _warm_up(system, http, scenario.load)
     for number in range(rounds):
-        for system in pair if number % 2 == 0 else reversed(pair):
+        for system in systems if number % 2 == 0 else reversed(systems):
             figures = await measured(system, http, scenario.load, servers, provider_ms=scenario.provider_ms)
             runs[system.name].append(figures)
             say(f"  {system.name:7}{line(figures)}")
     medians = {name: median(figures) for name, figures in runs.items()}
-    ratios = _ratios(medians[parley.name], medians[raw.name])
+    ratios = _ratios(medians["parley"], medians["raw"])
+    if "steps" in medians:
+        ratios["added_p50_of_the_steps"] = medians["steps"].added_p50_ms / medians["raw"].added_p50_ms
     say("  Parley to raw: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
     return {
         "load": asdict(scenario.load),

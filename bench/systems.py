@@ -106,11 +106,10 @@ class Parley:
 
 
 class Raw:
-    """The raw pipeline knows no sessions: every place is the same."""
+    """The raw pipeline, or one built of its parts. It knows no sessions: every place is the same."""
 
-    name = "raw"
-
-    def __init__(self, pipeline: RawPipeline) -> None:
+    def __init__(self, pipeline: RawPipeline, name: str = "raw") -> None:
+        self.name = name
         self._pipeline = pipeline
         self.retries = 0
 

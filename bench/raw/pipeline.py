@@ -7,25 +7,27 @@ from pathlib import Path
 from deploy.local.daemon import Daemon, free_ports, wait_until
 from deploy.local.environment import REPOSITORY
 
-# The store first: it makes the table that the front reads.
-PROCESSES = ("store", "worker", "front")
 READY_SECONDS = 30
 
 
 class RawPipeline:
+    package = "bench.raw"
+    # The store first: it makes the table that the front reads.
+    processes: tuple[str, ...] = ("store", "worker", "front")
+
     def __init__(self, root: Path, *, dsn: str, amqp_url: str, llm_url: str) -> None:
         (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
         self._root = root
         self._arguments = ("--amqp-url", amqp_url, "--dsn", dsn, "--llm-url", llm_url, "--port", str(port))
-        self._daemons = {name: Daemon(root / f"{name}.pid") for name in PROCESSES}
+        self._daemons = {name: Daemon(root / f"{name}.pid") for name in self.processes}
 
     def start(self, environ: dict[str, str]) -> None:
         self._root.mkdir(parents=True, exist_ok=True)
         for name, daemon in self._daemons.items():
             log = self._root / f"{name}.log"
             log.unlink(missing_ok=True)
-            words = [sys.executable, "-m", f"bench.raw.{name}", *self._arguments]
+            words = [sys.executable, "-m", f"{self.package}.{name}", *self._arguments]
             daemon.start(words, environ=environ, cwd=REPOSITORY, log=log)
             wait_until(partial(_says_ready, log), daemon.running, name, log, READY_SECONDS)
 

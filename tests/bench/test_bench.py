@@ -14,6 +14,7 @@ from bench.load import Load
 from bench.plans import explain
 from bench.raw.pipeline import RawPipeline
 from bench.statements import Statement, commits, connect, parse
+from bench.steps.pipeline import StepsPipeline
 from bench.systems import Parley, Raw
 from deploy.local.environment import LLM
 from deploy.local.servers import Postgres, RabbitMQ
@@ -21,33 +22,43 @@ from tests.support.servers import Databases, Vhosts, run_apart
 from tests.support.stack import Stack, subscribed_account
 
 REQUESTS = 6
+PIPELINES = {"raw": RawPipeline, "steps": StepsPipeline}
 
 
 @pytest.fixture
-def raw(stack: Stack, rabbitmq_server: RabbitMQ, databases: Databases, vhosts: Vhosts, tmp_path: Path) -> Iterator[Raw]:
-    vhost = vhosts.take()
-    pipeline = RawPipeline(
-        tmp_path / "raw",
-        dsn=run_apart(databases.empty()),
-        amqp_url=rabbitmq_server.url(vhost),
-        llm_url=stack.url(LLM),
-    )
-    pipeline.start(dict(stack.processes["gateway"].environ))
-    yield Raw(pipeline)
-    pipeline.stop()
-    vhosts.give_back(vhost)
+def pipelines(
+    stack: Stack, rabbitmq_server: RabbitMQ, databases: Databases, vhosts: Vhosts, tmp_path: Path
+) -> Iterator[tuple[Raw, Raw]]:
+    """The raw one, and the steps alone."""
+    taken = {name: vhosts.take() for name in PIPELINES}
+    running = {
+        name: pipeline(
+            tmp_path / name,
+            dsn=run_apart(databases.empty()),
+            amqp_url=rabbitmq_server.url(taken[name]),
+            llm_url=stack.url(LLM),
+        )
+        for name, pipeline in PIPELINES.items()
+    }
+    for pipeline in running.values():
+        pipeline.start(dict(stack.processes["gateway"].environ))
+    yield Raw(running["raw"]), Raw(running["steps"], "steps")
+    for name, pipeline in running.items():
+        pipeline.stop()
+        vhosts.give_back(taken[name])
 
 
-async def test_both_systems_are_loaded_and_measured(
-    stack: Stack, raw: Raw, postgres_server: Postgres, rabbitmq_server: RabbitMQ, tmp_path: Path
+async def test_the_systems_are_loaded_and_measured(
+    stack: Stack, pipelines: tuple[Raw, Raw], postgres_server: Postgres, rabbitmq_server: RabbitMQ, tmp_path: Path
 ) -> None:
     account = await asyncio.to_thread(subscribed_account, stack, "bench")
     servers = await asyncio.to_thread(Bed(tmp_path, postgres_server, rabbitmq_server).server_pids)
     wanted = [
         Scenario("closed", Load(REQUESTS, in_flight=3), 0),
+        Scenario("alone", Load(REQUESTS, in_flight=1), 0, beside_steps=True),
         Scenario("open", Load(REQUESTS, per_second=50), 0),
     ]
-    found = await compare(Parley(stack, [account]), raw, servers, wanted, rounds=1)
+    found = await compare(Parley(stack, [account]), *pipelines, servers, wanted, rounds=1)
     for scenario in found["scenarios"].values():
         assert scenario["medians"]["parley"]["requests"] == REQUESTS
         assert scenario["medians"]["parley"]["added_p50_ms"] > scenario["medians"]["parley"]["accept_p50_ms"]
@@ -55,6 +66,9 @@ async def test_both_systems_are_loaded_and_measured(
         assert {"gateway", "orchestrator", "billing", "results", "postgres", "rabbitmq", "load_generator"} == set(
             scenario["medians"]["parley"]["cpu_ms_by_process"]
         )
+    alone = found["scenarios"]["alone"]
+    assert set(alone["medians"]) == {"raw", "steps", "parley"}
+    assert alone["ratios"]["added_p50_of_the_steps"] > 0
     stored = report.store(tmp_path, {"compare": found})
     assert json.loads((tmp_path / report.LATEST).read_text()) == stored
 
