@@ -276,11 +276,16 @@ async def test_one_bad_message_among_many_is_parked_and_the_rest_are_handled(
             raise error
         return []
 
-    handled = Handled()
+    handled, counting = Handled(), asyncio.Event()
+
+    async def until_counting() -> None:
+        await counting.wait()
+
     handled.answer = refuse_the_seventh
     await world.publisher.publish(*(fact(number) for number in range(30)))
     handler = handled.batch if style == "batch" else each(handled.one)
-    async with world.consuming({EligibilityChanged: handler}), handling(QUEUE, 30):
+    async with world.consuming({EligibilityChanged: handler}, gate=until_counting), handling(QUEUE, 30):
+        counting.set()
         await eventually(lambda: _is(_length(world.parked_reasons()), 1))
         await eventually(lambda: _all_but_seven(handled))
     assert await world.parked_reasons() == [reason]
