@@ -173,7 +173,7 @@ class Publisher(Resource):
         try:
             async with asyncio.timeout(_CONFIRM_TIMEOUT_SECONDS):
                 for message in messages:
-                    is_last = message is messages[-1]
+                    is_last = sent == len(messages) - 1
                     await _write(self._plain, encode(message), message.type, mandatory=False, wait=is_last)
                     sent += 1
         except CONNECTION_EXCEPTIONS as error:
