@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from services.gateway.records import Account, Caller, Key
+from services.gateway.store.rows import AFTER_ALL_IDS
 from shared.contracts.billing import Eligibility, EligibilityChanged
 from shared.group_read import GroupRead
 from shared.postgres import Database, Record
@@ -29,9 +30,9 @@ class AccountStore:
     async def select_accounts_before(self, before_id: str | None, limit: int) -> list[Account]:
         rows = await self._database.fetch(
             """
-            SELECT id, name, created_at FROM accounts WHERE $1::text IS NULL OR id < $1 ORDER BY id DESC LIMIT $2
+            SELECT id, name, created_at FROM accounts WHERE id < $1 ORDER BY id DESC LIMIT $2
             """,
-            before_id,
+            before_id or AFTER_ALL_IDS,
             limit,
         )
         return [Account(**dict(row)) for row in rows]
@@ -59,10 +60,10 @@ class AccountStore:
         rows = await self._database.fetch(
             """
             SELECT id, account_id, scope, name, last_four, created_at, revoked_at FROM api_keys
-            WHERE account_id = $1 AND ($2::text IS NULL OR id < $2) ORDER BY id DESC LIMIT $3
+            WHERE account_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3
             """,
             account_id,
-            before_id,
+            before_id or AFTER_ALL_IDS,
             limit,
         )
         return [Key(**dict(row)) for row in rows]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from services.gateway.records import KnownKey, Request
 from services.gateway.request_state import State
-from services.gateway.store.rows import LOCKED_IN_ORDER, REQUEST_COLUMNS, request_of
+from services.gateway.store.rows import AFTER_ALL_IDS, LOCKED_IN_ORDER, REQUEST_COLUMNS, request_of
 from shared.contracts.billing import Charge
 from shared.group_read import GroupRead
 from shared.postgres import Database
 
+_AFTER_ALL_SEQS: Final = 2**31 - 1
 Owned: TypeAlias = tuple[str, str]
 """The id of a request, and the account that asks for it."""
 
@@ -78,16 +79,17 @@ class RequestStore:
     async def select_requests_before(
         self, account_id: str, before_id: str | None, limit: int, state: State | None
     ) -> list[Request]:
-        # Two statements, so that each keeps a plan that walks one index.
-        guard = "TRUE" if state is None else "r.state = $4"
+        # Two statements, so that each keeps a plan that walks one index. BETWEEN is no equality to the planner: with
+        # `=` it may walk back through the ids of all accounts until it has met enough of this one, which may have none.
+        guard, order = ("TRUE", "") if state is None else ("r.state BETWEEN $4 AND $4", "r.state,")
         rows = await self._database.fetch(
             f"""
             SELECT {REQUEST_COLUMNS} FROM requests r
-            WHERE r.account_id = $1 AND ($2::text IS NULL OR r.id < $2) AND {guard}
-            ORDER BY r.id DESC LIMIT $3
+            WHERE r.account_id BETWEEN $1 AND $1 AND {guard} AND r.id < $2
+            ORDER BY r.account_id, {order} r.id DESC LIMIT $3
             """,  # noqa: S608
             account_id,
-            before_id,
+            before_id or AFTER_ALL_IDS,
             limit,
             *([] if state is None else [state]),
         )
@@ -99,11 +101,11 @@ class RequestStore:
         rows = await self._database.fetch(
             f"""
             SELECT {REQUEST_COLUMNS} FROM requests r
-            WHERE r.session_id = $1 AND ($2::integer IS NULL OR r.seq < $2) AND ($4::text IS NULL OR r.state = $4)
+            WHERE r.session_id = $1 AND r.seq < $2 AND ($4::text IS NULL OR r.state = $4)
             ORDER BY r.seq DESC LIMIT $3
             """,  # noqa: S608
             session_id,
-            before_seq,
+            before_seq or _AFTER_ALL_SEQS,
             limit,
             state,
         )

@@ -25,6 +25,9 @@ TURN_COLUMNS: Final = """
 
 ABANDON_COLUMNS: Final = "r.abandon_code, r.abandoned_at"
 
+AFTER_ALL_IDS: Final = "zz"
+"""Ids begin with the letters of their kind: this comes after each of them under any collation."""
+
 LOCKED_IN_ORDER: Final = "(SELECT q.id FROM requests q WHERE q.id = ANY($1) ORDER BY q.id FOR UPDATE)"
 """Of the requests $1. Every statement that changes several locks them so, after their sessions: two that met in
 different orders would stand still for a second, until PostgreSQL ends one of them; a join alone keeps no order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from services.gateway.records import NewSession, Session
+from services.gateway.store.rows import AFTER_ALL_IDS
 from shared.postgres import Database, Record
 
 _COLUMNS = """
@@ -60,11 +61,11 @@ class SessionStore:
         rows = await self._database.fetch(
             f"""
             SELECT {_COLUMNS} FROM sessions
-            WHERE account_id = $1 AND deleted_at IS NULL AND ($2::text IS NULL OR id < $2)
-            ORDER BY id DESC LIMIT $3
+            WHERE account_id BETWEEN $1 AND $1 AND deleted_at IS NULL AND id < $2
+            ORDER BY account_id, id DESC LIMIT $3
             """,  # noqa: S608
             account_id,
-            before_id,
+            before_id or AFTER_ALL_IDS,
             limit,
         )
         return [_session(row) for row in rows]
