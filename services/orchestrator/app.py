@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from services.orchestrator.admission import Admission
@@ -26,6 +27,7 @@ from services.orchestrator.sweeping import Sweeping
 from shared.clock import Clock, DatabaseClock
 from shared.contracts.gateway import SessionCancelRequested, SessionRequested
 from shared.contracts.message import Message
+from shared.contracts.orchestrator import SessionProgressed
 from shared.http_client import HttpClient, InternalApi
 from shared.messaging.broker import Broker
 from shared.messaging.consumer import BatchHandler, Consumer
@@ -126,7 +128,7 @@ def build_work(
         AttemptLedger(routing, clock),
         stores.buckets,
         runs,
-        publisher.send_made,
+        partial(publisher.send_made, SessionProgressed.type),
         clock,
         attempts_max=settings.attempts_max,
     )

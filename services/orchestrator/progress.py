@@ -17,6 +17,9 @@ SILENCE_SECONDS: Final = 0.25
 PENDING_CHARS_MAX: Final = 4096
 """So much text does not wait for the interval, and ends the event that it is in."""
 
+EVENTS_MAX: Final = 64
+"""Of one message. What came while packets had to wait may be a whole answer, and a message is not to grow with it."""
+
 DeltaType = Literal["output.delta", "refusal.delta"]
 Make = Callable[[], SessionProgressed | None]
 Send = Callable[[Make], bool]
@@ -123,12 +126,14 @@ class Progress:
                 self._is_asked_for = False
 
     def _message(self) -> SessionProgressed | None:
-        """With all that has come by now."""
+        """With what has come by now; what it cannot hold is asked for again."""
         self._is_asked_for = False
         if self._is_whole:
             return None
         self._begun = True
         events = self._events()
+        if self._pending:
+            self.flush()
         return self._head.model_copy(update={"at": self._now(), "events": events}) if events else self._head
 
     def drop(self) -> None:
@@ -144,15 +149,19 @@ class Progress:
 
     def _events(self) -> tuple[ProgressEvent, ...]:
         merged: list[tuple[DeltaType, list[str]]] = []
-        chars = 0
+        chars = taken = 0
         for kind, text in self._pending:
             if merged and merged[-1][0] == kind and chars < PENDING_CHARS_MAX:
                 merged[-1][1].append(text)
-            else:
+            elif len(merged) < EVENTS_MAX:
                 merged.append((kind, [text]))
                 chars = 0
+            else:
+                break
             chars += len(text)
-        self._pending, self._pending_chars = [], 0
+            taken += 1
+        self._pending = self._pending[taken:]
+        self._pending_chars = sum(len(text) for _, text in self._pending)
         # Past the last index the log stays as it is; the ending carries the rest.
         merged = merged[: PROGRESS_INDEX_MAX - self._index]
         at = self._now()

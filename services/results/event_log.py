@@ -123,7 +123,8 @@ class RequestLog:
             self._start_attempt(message.attempt, message.epoch, message.at)
         for event in message.events:
             self._take_event(event)
-        self._advance()
+            self._advance()
+        self._note_last()
         return self.head.visible_cursor > before or not message.events
 
     def close(
@@ -147,6 +148,7 @@ class RequestLog:
             self._append("refusal.delta", at, text=wanted.refusal[len(said.refusal) :])
         ending: dict[str, object] = {"status": status, "error": error.model_dump(mode="json") if error else None}
         self._append(_CLOSING[status], at, data=ending)
+        self._note_last()
         self.head.closed = True
 
     def _why_stale(self, message: SessionProgressed) -> str | None:
@@ -201,4 +203,6 @@ class RequestLog:
             visible += 1
             self._stored.discard(visible)
         self.head.visible_cursor = visible
-        self.head.stored_cursor = max(visible, max(self._stored, default=0), max(self._added, default=0))
+
+    def _note_last(self) -> None:
+        self.head.stored_cursor = max((self.head.visible_cursor, *self._stored, *self._added))

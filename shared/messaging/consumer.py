@@ -101,8 +101,8 @@ async def _unwrapped(handler: Handler[Any], message: Message) -> Sequence[Messag
 class Consumer(Resource):
     """Reads one queue in batches of what has arrived, each of one message class, in the order of arrival.
 
-    `interval_seconds` is the least time between the beginnings of two batches that are not full, where nobody waits for
-    what is handled: what comes meanwhile shares a statement.
+    `interval_seconds` is the least time between the beginnings of two batches, where nobody waits for what is handled:
+    what comes meanwhile shares a statement. A batch that is full when its turn comes does not wait.
     """
 
     def __init__(

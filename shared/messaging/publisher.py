@@ -90,15 +90,15 @@ class Publisher(Resource):
 
     def send(self, message: Message) -> None:
         """Publish it some time soon, or drop it where the broker is away or slower than we are."""
-        if not self.send_made(lambda: message):
-            _published.labels(message.type, "dropped").inc()
+        self.send_made(message.type, lambda: message)
 
-    def send_made(self, make: Callable[[], Message | None]) -> bool:
+    def send_made(self, message_type: str, make: Callable[[], Message | None]) -> bool:
         """Publish some time soon what `make` gives when that time has come, None where it is of no use any more. False
         where the broker is away or slower than we are: it will not be asked."""
         try:
             self._best_effort.put_nowait(make)
         except asyncio.QueueFull:
+            _published.labels(message_type, "dropped").inc()
             return False
         return True
 
@@ -163,8 +163,12 @@ class Publisher(Resource):
             await self._pace.wait(at_once=self._best_effort.qsize() >= _PACKET_MAX)
             while len(makers) < _PACKET_MAX and not self._best_effort.empty():
                 makers.append(self._best_effort.get_nowait())
-            made = [make() for make in makers]
-            await self._send_packet([message for message in made if message is not None])
+            try:
+                made = [make() for make in makers]
+                await self._send_packet([message for message in made if message is not None])
+            except Exception as error:
+                # This loop sends for all: it must outlive whatever one of them trips over.
+                log.error("messages.failed", count=len(makers), exc_info=error)
 
     async def _send_packet(self, messages: Sequence[Message]) -> None:
         """Only the last one waits for the socket: together they are one write, not one each."""

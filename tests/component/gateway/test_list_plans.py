@@ -42,7 +42,7 @@ async def crowded(database: Database) -> AsyncIterator[Database]:
 
 async def test_each_list_is_read_from_the_index_of_its_owner_and_from_its_cursor_on(crowded: Database) -> None:
     listening = Listening()
-    requests, sessions = (store(cast("Database", listening)) for store in (RequestStore, SessionStore))
+    requests, sessions = RequestStore(cast("Database", listening)), SessionStore(cast("Database", listening))
     await requests.select_requests_before("acct_0", None, 20, None)
     await requests.select_requests_before("acct_0", None, 20, "failed")
     await requests.select_session_requests_before("ses_0", None, 20, None)

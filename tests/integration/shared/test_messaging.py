@@ -558,11 +558,30 @@ async def test_what_is_sent_later_is_made_when_it_is_sent_or_not_at_all(world: W
     queue = WakeQueue(world.broker, "gateway.wake", hears, on_reconnect=lambda: None)
     await queue.start()
     news = ["early"]
-    assert world.publisher.send_made(lambda: None)
-    assert world.publisher.send_made(lambda: RequestsMoved(request_ids=tuple(news)))
+    assert world.publisher.send_made(RequestsMoved.type, lambda: None)
+    assert world.publisher.send_made(RequestsMoved.type, lambda: RequestsMoved(request_ids=tuple(news)))
     news.append("late")
     async with asyncio.timeout(GUARD_SECONDS):
         assert await woken.get() == ("early", "late")
+
+
+async def test_what_cannot_be_made_stops_nobody_elses_hints(world: World) -> None:
+    woken: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
+    hears: dict[type[Message], Callable[[Any], None]] = {
+        RequestsMoved: lambda moved: woken.put_nowait(moved.request_ids)
+    }
+    await WakeQueue(world.broker, "gateway.wake", hears, on_reconnect=lambda: None).start()
+    failed = asyncio.Event()
+
+    def fail() -> Message:
+        failed.set()
+        raise KeyError("canary")
+
+    assert world.publisher.send_made(RequestsMoved.type, fail)
+    async with asyncio.timeout(GUARD_SECONDS):
+        await failed.wait()
+        world.publisher.send(RequestsMoved(request_ids=("req_1",)))
+        assert await woken.get() == ("req_1",)
 
 
 async def test_hints_that_come_closely_share_a_write_where_an_interval_is_asked_for(

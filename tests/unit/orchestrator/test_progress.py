@@ -99,6 +99,19 @@ def test_the_first_delta_after_a_moment_goes_at_once_and_the_next_ones_together(
     assert [event.text for event in sent[1].events] == ["bcd"]
 
 
+def test_what_one_message_cannot_hold_is_asked_for_again() -> None:
+    asked: list[Make] = []
+    reporter = Progress(COMMAND, 2, "epoch", taking(asked), lambda: NOW, Timers())
+    texts = [str(number) * progress.PENDING_CHARS_MAX for number in range(10)] * 20
+    for text in texts:
+        reporter.add("output.delta", text)
+    made = [make() for make in asked]  # grows while it is gone through
+    events = [[event.index for event in message.events] for message in made if message is not None]
+    assert [len(of_one) for of_one in events] == [64, 64, 64, 8]
+    assert [index for of_one in events for index in of_one] == list(range(1, len(texts) + 1))
+    assert "".join(event.text for message in made if message for event in message.events) == "".join(texts)
+
+
 def test_much_text_does_not_wait_for_the_interval() -> None:
     timers = Timers()
     reporter, sent = started(timers)

@@ -168,6 +168,13 @@ def test_an_entry_far_beyond_the_gap_is_refused() -> None:
     assert log.refused == {"beyond_gap": 1}
 
 
+def test_one_message_may_bring_more_than_a_gap_may_be_wide() -> None:
+    log = RequestLog(HEAD)
+    assert log.take(progressed(REQUEST, 1, ["a"] * (2 * GAP_MAX)))
+    assert log.refused == {}
+    assert log.head.visible_cursor == log.head.stored_cursor == FIRST + 2 * GAP_MAX
+
+
 def test_text_beyond_the_bounds_is_refused() -> None:
     log = RequestLog(_head(attempt=1, epoch="e", visible_cursor=FIRST, stored_cursor=FIRST))
     log.take(progressed(REQUEST, 1, ["x" * (EVENT_BYTES_MAX + 1)]))
