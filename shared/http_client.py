@@ -37,12 +37,13 @@ class CallFailed(Transient):
 
 
 class PeerRefused(ParleyError):
-    """A service of ours answered with a problem: its status and its code."""
+    """A service of ours answered with a problem: its status, its code, and its sentence for whoever called."""
 
-    def __init__(self, peer: str, status: int, code: str) -> None:
+    def __init__(self, peer: str, status: int, code: str, detail: str = "") -> None:
         super().__init__(f"{peer} answered {status} {code}")
         self.status = status
         self.code = code
+        self.detail = detail
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,7 @@ def _classify(cause: BaseException) -> CallFailed:
 
 class _ProblemBody(Contract):
     code: str = "unknown"
+    detail: str = ""
 
 
 class InternalApi:
@@ -242,11 +244,12 @@ class InternalApi:
             return response.body
         if response.status >= 500:
             raise CallFailed("protocol", maybe_sent=True)
-        raise PeerRefused(self._peer, response.status, _code_of(response.body))
+        problem = _problem_of(response.body)
+        raise PeerRefused(self._peer, response.status, problem.code, problem.detail)
 
 
-def _code_of(body: bytes) -> str:
+def _problem_of(body: bytes) -> _ProblemBody:
     try:
-        return _ProblemBody.model_validate_json(body).code
+        return _ProblemBody.model_validate_json(body)
     except ValidationError:
-        return "unknown"
+        return _ProblemBody()

@@ -82,8 +82,8 @@ async def _overlay(settings: Settings, arguments: argparse.Namespace, kind: Lite
         return 2
     overlay = Overlay(kind, arguments.until, plan)
     async with _opened(settings) as (database, stores, deciding, _), database.transaction() as connection:
-        # A new account may be permitted before it asks for anything; one to block has been heard of.
-        if kind == "block" and not await stores.facts.select_account_known(connection, arguments.account):
+        known = await stores.facts.select_account_known(connection, arguments.account)
+        if kind == "block" and not known:
             sys.stderr.write(f"billing has never heard of {arguments.account}: nothing was recorded\n")
             return 1
         await stores.facts.insert_overlay(
@@ -96,6 +96,8 @@ async def _overlay(settings: Settings, arguments: argparse.Namespace, kind: Lite
         )
         changes = await deciding.refresh(connection, arguments.account)
     _tell(arguments.account, f"{kind} recorded", changes)
+    if not known:  # a new account may be permitted before it asks for anything
+        sys.stderr.write(f"billing had never heard of {arguments.account} before: check the id unless it is new\n")
     return 0
 
 

@@ -60,8 +60,7 @@ class Purchasing:
         )
         if attempt.url is not None:
             return attempt.url
-        params = self._checkout_params(account_id, await self._customer(account_id), price, asked)
-        session = await self._made(params, f"parley-{attempt.checkout_id}-{_digest(params)}")
+        session = await self._session(account_id, price, asked, attempt.checkout_id)
         url = str(session["url"])
         await self._stores.checkouts.update_checkout_session_if_open(attempt.checkout_id, str(session["id"]), url)
         log.info("checkout.opened", account_id=account_id, plan=plan, checkout_id=attempt.checkout_id)
@@ -71,11 +70,14 @@ class Purchasing:
         """The address of Stripe's page where the account's owner manages cards, invoices and the subscription."""
         customer_id = await self._stores.facts.select_customer_of_account(account_id)
         if customer_id is None:
-            raise Problem(409, "no_customer", "The account has bought nothing yet: begin with a checkout.")
+            raise _no_customer()
         try:
             return await self._stripe.create_portal_session(customer_id, return_url)
         except StripeRefused as error:
-            raise _refused(error) from error
+            if not error.misses_customer:
+                raise _refused(error) from error
+            await self._forget(account_id, customer_id)
+            raise _no_customer() from error
 
     async def look_for_payment(self, account_id: str) -> None:
         """Whoever comes back from the payment page may be here before the webhook: look at the customer now."""
@@ -95,7 +97,8 @@ class Purchasing:
             name = sold[0]
         plan = self._policy.plans.get(name or "")
         if name is None or plan is None or not plan.stripe_prices:
-            raise Problem(422, "plan_not_found", f"No such plan is for sale; there are: {', '.join(sold)}.")
+            what = "Name a plan" if name is None and asked.price is None else "No such plan is for sale"
+            raise Problem(422, "plan_not_found", f"{what}; there are: {', '.join(sold)}.")
         if asked.price is not None and asked.price not in plan.stripe_prices:
             raise Problem(422, "price_not_in_plan", f"The plan {name} has no such price.")
         return name, asked.price or plan.stripe_prices[0]
@@ -112,15 +115,39 @@ class Purchasing:
         ended = fact.status in TERMINAL_STATUSES or fact.status == "incomplete" or fact.customer_deleted
         return not ended and any(self._policy.plan_of_price.get(line.price_id) == plan for line in fact.lines)
 
-    async def _customer(self, account_id: str) -> str:
+    async def _session(self, account_id: str, price: str, asked: CheckoutAsked, checkout_id: str) -> dict[str, Any]:
+        """A checkout session of the account's customer; where that is gone from Stripe, of a new one."""
+        customer_id = await self._customer(account_id)
+        try:
+            return await self._made(self._checkout_params(account_id, customer_id, price, asked), checkout_id)
+        except StripeRefused as error:
+            if not error.misses_customer:
+                raise _refused(error) from error
+        await self._forget(account_id, customer_id)
+        try:
+            new_id = await self._customer(account_id, instead_of=customer_id)
+            return await self._made(self._checkout_params(account_id, new_id, price, asked), checkout_id)
+        except StripeRefused as error:
+            raise _refused(error) from error
+
+    async def _forget(self, account_id: str, customer_id: str) -> None:
+        """A customer that Stripe does not know any more; what he had is looked at as if Stripe had told of his end."""
+        log.warning("customer.gone", account_id=account_id, customer_id=customer_id)
+        async with self._database.transaction() as connection:
+            gone = Customer(customer_id, account_id, deleted=True)
+            await self._stores.facts.upsert_customer(connection, gone, fetched_at=self._clock.now())
+        look = look_event(f"gone:{customer_id}", customer_id=customer_id, subscription_id=None)
+        if await self._stores.events.insert_events_if_new([look]):
+            self._on_stored()
+
+    async def _customer(self, account_id: str, *, instead_of: str = "") -> str:
         """The account's Stripe customer, made once: the key covers the time until its row is here."""
         known = await self._stores.facts.select_customer_of_account(account_id)
         if known is not None:
             return known
+        key = f"parley-customer-{account_id}" + (f"-instead-of-{instead_of}" if instead_of else "")
         try:
-            customer_id = await self._stripe.create_customer(
-                account_id, idempotency_key=f"parley-customer-{account_id}"
-            )
+            customer_id = await self._stripe.create_customer(account_id, idempotency_key=key)
         except StripeRefused as error:
             raise _refused(error) from error
         async with self._database.transaction() as connection:
@@ -139,11 +166,9 @@ class Purchasing:
             "cancel_url": asked.cancel_url,
         }
 
-    async def _made(self, params: dict[str, Any], idempotency_key: str) -> dict[str, Any]:
-        try:
-            return await self._stripe.create_checkout_session(params, idempotency_key=idempotency_key)
-        except StripeRefused as error:
-            raise _refused(error) from error
+    async def _made(self, params: dict[str, Any], checkout_id: str) -> dict[str, Any]:
+        key = f"parley-{checkout_id}-{_digest(params)}"
+        return await self._stripe.create_checkout_session(params, idempotency_key=key)
 
 
 def _digest(params: dict[str, Any]) -> str:
@@ -151,5 +176,11 @@ def _digest(params: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _no_customer() -> Problem:
+    return Problem(409, "no_customer", "The account has bought nothing yet: begin with a checkout.")
+
+
 def _refused(error: StripeRefused) -> Problem:
-    return Problem(502, "stripe_refused", f"Stripe refused the call ({error.code}).")
+    """A 4xx for the gateway, which takes a 5xx for an outage and tells its caller to come again."""
+    log.error("stripe.refused", code=error.code, param=error.param)
+    return Problem(424, "stripe_refused", f"Stripe refused the call ({error.code}).")

@@ -37,11 +37,17 @@ class StripeUnavailable(Transient):
 
 
 class StripeRefused(ParleyError):
-    """Stripe understood and said no: the same call would be refused again."""
+    """Stripe understood and said no: the same call would be refused again. `param` is what it found fault with."""
 
-    def __init__(self, code: str) -> None:
+    def __init__(self, code: str, param: str | None = None) -> None:
         super().__init__(f"Stripe refused the call ({code})")
         self.code = code
+        self.param = param
+
+    @property
+    def misses_customer(self) -> bool:
+        """The customer that the call named is not there, or not any more."""
+        return self.param == "customer" and self.code in ("not_found", "resource_missing")
 
 
 @dataclass(frozen=True)
@@ -196,10 +202,11 @@ def signature_matches(body: str, header: str, secret: str) -> bool:
 
 def _translated(error: stripe.StripeError) -> StripeUnavailable | StripeRefused:
     """A wrong key is an outage: the configuration is corrected and the same call succeeds."""
+    param: str | None = getattr(error, "param", None)
     if error.http_status == 404:
-        return StripeRefused("not_found")
+        return StripeRefused("not_found", param)
     if error.http_status == 400:
-        return StripeRefused(str(error.code or "invalid_request"))
+        return StripeRefused(str(error.code or "invalid_request"), param)
     if isinstance(error, stripe.APIConnectionError):
         return StripeUnavailable("connection")
     return StripeUnavailable(f"http_{error.http_status}")

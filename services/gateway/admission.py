@@ -25,6 +25,7 @@ log = get_logger(__name__)
 
 _KEY_INDEX: Final = "requests_by_idempotency_key"
 _QUEUE_FULL_RETRY_SECONDS: Final = 2
+_MAKE_ROOM: Final = "Wait for one to end, or cancel one."
 
 _accepts = counter("requests_accepted", "Requests accepted, by whether they were new.", ("outcome",))
 
@@ -102,7 +103,9 @@ class Admission:
             case SessionMissing():
                 raise not_found("session")
             case QueueFull():
-                raise _queue_full("session_queue_full", "This session has as many open requests as it may have.")
+                raise _queue_full(
+                    "session_queue_full", f"This session has as many open requests as it may. {_MAKE_ROOM}"
+                )
 
     def _announce(self, accepted: Accepted) -> None:
         turn = accepted.turn
@@ -117,7 +120,7 @@ class Admission:
         if body.model is not None and body.model not in self._models:
             return model_not_found()
         if await self._load.is_full(caller.account_id):
-            return _queue_full("account_queue_full", "This account has as many open requests as it may have.")
+            return _queue_full("account_queue_full", f"This account has as many open requests as it may. {_MAKE_ROOM}")
         return await self._eligibility.refusal(caller)
 
     async def _known(self, accept: Accept) -> KnownKey | None:
@@ -159,7 +162,9 @@ def fingerprint_of(raw_body: bytes) -> bytes:
 
 
 def idempotency_key_reused() -> Problem:
-    return Problem(422, "idempotency_key_reused", "This Idempotency-Key was used with another body. Use a new one.")
+    return Problem(
+        422, "idempotency_key_reused", "This Idempotency-Key was used with a body of other bytes. Use a new one."
+    )
 
 
 def model_not_found() -> Problem:

@@ -41,10 +41,11 @@ CODES: Final[tuple[Code, ...]] = (
     Code("input_too_large", 422, "The text of the input is larger than this server takes."),
     Code("plan_not_found", 422, "No such plan is for sale."),
     Code("price_not_in_plan", 422, "The plan has no such price."),
-    Code("idempotency_key_reused", 422, "The Idempotency-Key was used before with another body."),
+    Code("idempotency_key_reused", 422, "The Idempotency-Key was used before with a body of other bytes."),
     Code("session_queue_full", 429, "The session has as many open requests as it may have."),
     Code("account_queue_full", 429, "The account has as many open requests as it may have."),
     Code("internal_error", 500, "The error is ours and has been logged."),
+    Code("stripe_refused", 502, "Stripe refused the call; it would again. Billing's log says why."),
     Code("unavailable", 503, "A part of the service is away; try again after Retry-After."),
     Code("too_many_streams", 503, "As many clients wait as this server can hold; poll instead."),
 )

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from aiohttp import web
 
-from services.gateway.problems import CODES
+from services.gateway.problems import STATUS_BY_CODE
 from services.gateway.routes.call import Call
 from services.gateway.schemas import CreateCheckout, CreatePortal, EligibilityView, Nothing
 from shared.contracts.billing import Eligibility
@@ -39,14 +39,13 @@ async def create_portal(call: Call[CreatePortal, Nothing]) -> web.Response:
 
 @contextmanager
 def _refusals_named() -> Iterator[None]:
-    """Billing's refusals that are the caller's to mend, under the same code; any other is our own error."""
+    """Billing's refusals that the API knows, under the same code; any other is our own error."""
     try:
         yield
     except PeerRefused as error:
-        known = next((entry for entry in CODES if (entry.code, entry.status) == (error.code, error.status)), None)
-        if known is None:
+        if error.code not in STATUS_BY_CODE:
             raise
-        raise Problem(known.status, known.code, known.meaning) from error
+        raise Problem(STATUS_BY_CODE[error.code], error.code, error.detail) from error
 
 
 async def get_usage(call: Call[Nothing, Nothing]) -> web.Response:

@@ -72,7 +72,7 @@ ROUTES: Final[tuple[Route[Any, Any], ...]] = (
         "DELETE",
         "/v1/sessions/{session_id}",
         sessions.delete_session,
-        "Delete a session; its running requests go on",
+        "Delete a session; its open requests, queued ones too, run and are charged unless they are cancelled",
         None,
         status=204,
         codes=("session_not_found",),
@@ -169,7 +169,7 @@ ROUTES: Final[tuple[Route[Any, Any], ...]] = (
         "Buy a plan on a page of Stripe's",
         Redirect,
         body=CreateCheckout,
-        codes=("plan_not_found", "price_not_in_plan", "already_subscribed"),
+        codes=("plan_not_found", "price_not_in_plan", "already_subscribed", "stripe_refused"),
     ),
     Route(
         "POST",
@@ -178,7 +178,7 @@ ROUTES: Final[tuple[Route[Any, Any], ...]] = (
         "Manage what was bought on a page of Stripe's",
         Redirect,
         body=CreatePortal,
-        codes=("no_customer",),
+        codes=("no_customer", "stripe_refused"),
     ),
     Route(
         "POST",

@@ -162,12 +162,48 @@ async def test_whoever_comes_back_before_the_webhook_is_allowed_by_asking(billin
     await billing.decides(account_id, "ALLOW", "active")
 
 
+async def test_a_customer_that_is_gone_from_stripe_is_replaced_by_the_next_checkout(billing: Billing) -> None:
+    account_id, _ = await billing.subscribed()
+    await billing.control.ask("PUT", "/delivery", {"url": None})
+    gone = await billing.database.fetchval("SELECT customer_id FROM customers WHERE account_id = $1", account_id)
+    await billing.stripe("DELETE", f"/v1/customers/{gone}")
+    path = f"/internal/accounts/{account_id}"
+    nobody = await billing.call("POST", f"{path}/portal", body={"return_url": "https://app.example"})
+    assert (nobody[0], nobody[1]["code"]) == (409, "no_customer")
+    await billing.settled()
+    body = {"plan": "pro", "success_url": "https://app.example/ok", "cancel_url": "https://app.example/no"}
+    assert (await billing.call("POST", f"{path}/checkout", body=body))[0] == 200
+    session = await billing.database.fetchval("SELECT session_id FROM checkouts WHERE account_id = $1", account_id)
+    await billing.control.ask("POST", f"/checkout/{session}/complete", {})
+    await billing.decides(account_id, "ALLOW", "active")
+    customers = await billing.database.fetch(
+        "SELECT customer_id = $2 AS is_gone, deleted FROM customers WHERE account_id = $1", account_id, gone
+    )
+    assert sorted(map(tuple, customers)) == [(False, False), (True, True)]
+
+
+async def test_a_customer_that_goes_while_his_checkout_is_made_is_replaced_at_once(billing: Billing) -> None:
+    account_id = new_id("acct")
+    body = {"plan": "basic", "success_url": "https://app.example/ok", "cancel_url": "https://app.example/no"}
+    path = f"/internal/accounts/{account_id}/checkout"
+    assert (await billing.call("POST", path, body=body))[0] == 200
+    gone = await billing.database.fetchval("SELECT customer_id FROM customers WHERE account_id = $1", account_id)
+    await billing.control.ask("PUT", "/delivery", {"url": None})
+    await billing.stripe("DELETE", f"/v1/customers/{gone}")
+    assert (await billing.call("POST", path, body=body | {"plan": "pro"}))[0] == 200
+    known = "SELECT customer_id FROM customers WHERE account_id = $1 AND NOT deleted"
+    assert await billing.database.fetchval(known, account_id) not in (None, gone)
+
+
 async def test_what_cannot_be_bought_is_said(billing: Billing) -> None:
     account_id = new_id("acct")
     urls = {"success_url": "https://app.example/ok", "cancel_url": "https://app.example/no"}
     path = f"/internal/accounts/{account_id}"
     unknown = await billing.call("POST", f"{path}/checkout", body={"plan": "gold", **urls})
     assert (unknown[0], unknown[1]["code"]) == (422, "plan_not_found")
+    assert unknown[1]["detail"] == "No such plan is for sale; there are: basic, pro."
+    unnamed = await billing.call("POST", f"{path}/checkout", body=urls)
+    assert unnamed[1]["detail"] == "Name a plan; there are: basic, pro."
     mixed = await billing.call("POST", f"{path}/checkout", body={"plan": "pro", "price": "price_parley_basic", **urls})
     assert (mixed[0], mixed[1]["code"]) == (422, "price_not_in_plan")
     nobody = await billing.call("POST", f"{path}/portal", body={"return_url": "https://app.example"})
@@ -241,13 +277,17 @@ async def test_operators_block_allow_and_lift(
     await eventually(was_told)
 
 
-async def test_a_block_or_lift_that_can_mean_nobody_says_so(billing: Billing, settings: Settings) -> None:
+async def test_a_command_about_an_account_that_nobody_has_heard_of_says_so(
+    billing: Billing, settings: Settings
+) -> None:
     unknown = new_id("acct")
     code, said = await command(settings, "block", unknown, "--reason", "abuse")
     assert (code, f"never heard of {unknown}" in said) == (1, True), said
     assert await billing.database.fetchval("SELECT count(*) FROM overlays WHERE account_id = $1", unknown) == 0
     code, said = await command(settings, "lift", unknown)
     assert (code, "to lift" in said) == (1, True), said
+    code, said = await command(settings, "allow", unknown, "--until", TOMORROW.isoformat(), "--reason", "pilot")
+    assert (code, f"never heard of {unknown} before" in said) == (0, True), said
     code, said = await command(settings, "block", "acct_typo", "--reason", "abuse")
     assert (code, "is no account's id" in said) == (2, True), said
 
