@@ -308,7 +308,12 @@ async def test_latency_is_taken_before_the_first_byte_and_between_frames(
 
 @pytest.mark.parametrize(
     ("step", "complaint"),
-    [({"kind": "explode"}, "no kind"), ({"kidn": "cut"}, "has no kidn"), ({"huge_bytes": -1}, "huge_bytes")],
+    [
+        ({"kind": "explode"}, "kind\n  Input should be 'ok', 'status'"),
+        ({"kidn": "cut"}, "has no kidn"),
+        ({"huge_bytes": -1}, "huge_bytes"),
+        ({"pieces": 20}, "pieces\n  Input should be a valid list"),
+    ],
 )
 async def test_a_misspelt_fault_is_refused(control: httpx.AsyncClient, step: dict[str, Any], complaint: str) -> None:
     reply = await control.post("/rules", json={"rules": [{"steps": [step]}]})

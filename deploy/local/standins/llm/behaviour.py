@@ -1,7 +1,9 @@
 """What one call is to do: the kind of fault, its timing and, where the script says so, its text."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import field
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
 
 Kind = Literal[
     "ok",
@@ -28,7 +30,7 @@ _HUGE_BYTES_MAX = 64 * 1024 * 1024
 _STATUS_OF_KIND = {"status": 500, "redirect": 307}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config={"extra": "forbid"})
 class Behaviour:
     """Chunks are counted in frames of the stream: the first carries the role, the last is `[DONE]`."""
 
@@ -60,8 +62,6 @@ class Behaviour:
     http_chunk_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"no kind {self.kind!r}; there are {', '.join(get_args(Kind))}")
         if min(self.first_byte_ms, self.first_token_ms, self.between_chunks_ms, self.after_chunks or 0) < 0:
             raise ValueError("times and counts must not be negative")
         if not 0 <= self.huge_bytes <= _HUGE_BYTES_MAX:
