@@ -72,6 +72,7 @@ class _Traffic:
 
 
 _TRAFFIC = web.AppKey("traffic", _Traffic)
+_CALL_ID = web.RequestKey("call_id", str)
 
 _requests = metrics.histogram("http_request_seconds", "Time to answer.", ("method", "route", "status"))
 
@@ -87,6 +88,7 @@ def make_app(
     app[_BODY_BYTES_MAX] = body_bytes_max
     app[_BODY_SECONDS_MAX] = body_seconds_max
     app[_TRAFFIC] = _Traffic()
+    app.on_response_prepare.append(_mark)
     return app
 
 
@@ -118,7 +120,8 @@ def parse_model(body: bytes, model: type[Model]) -> Model:
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
-        raise Problem(400, "invalid_json", "The body is not JSON in UTF-8.") from None
+        what = "is not JSON in UTF-8" if body else "is empty; send at least {}"
+        raise Problem(400, "invalid_json", f"The body {what}.") from None
     if _has_bad_text(document):
         raise Problem(422, "invalid_text", "Text may not contain U+0000 or lone surrogates.")
     try:
@@ -321,17 +324,22 @@ async def _observed(request: web.Request, handler: RouteHandler) -> web.StreamRe
     loop = asyncio.get_running_loop()
     started = loop.time()
     traffic = request.app[_TRAFFIC]
+    request[_CALL_ID] = call_id
     with bind(call_id=call_id), traffic.call(), tracing.serving(request.method, route, request.headers) as step:
         response = await handler(request)
         tracing.answered(step, response.status)
     if traffic.lame_duck:
         response.force_close()
     _requests.labels(request.method, route, response.status).observe(loop.time() - started)
-    if not response.prepared:
-        response.headers["X-Request-Id"] = call_id
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Server"] = "parley"
     return response
+
+
+async def _mark(request: web.Request, response: web.StreamResponse) -> None:
+    """Streams send their head long before they are over, so it is marked when it goes."""
+    if _CALL_ID in request:  # not where aiohttp itself refused the call
+        response.headers["X-Request-Id"] = request[_CALL_ID]
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Server"] = "parley"
 
 
 async def _problems(request: web.Request, handler: RouteHandler) -> web.StreamResponse:

@@ -185,7 +185,9 @@ async def test_a_stream_follows_the_log_to_its_end(gateway: Gateway, peers: Peer
     account_id = gateway.customer.account_id
     peers.add_event(FIRST, "output.delta", PAST, text="a\nb")
     async with stream(gateway, request["id"]) as events:
-        assert events.response.headers["Content-Type"].startswith("text/event-stream")
+        headers = events.response.headers
+        assert headers["Content-Type"].startswith("text/event-stream")
+        assert (headers["Server"], headers["X-Request-Id"][:5]) == ("parley", "call_")
         first = await events.frame()
         assert (first["id"], first["event"]) == (str(FIRST), "output.delta")
         assert json.loads(first["data"])["data"] == {"text": "a\nb"}
