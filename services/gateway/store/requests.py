@@ -13,6 +13,7 @@ from shared.group_read import GroupRead
 from shared.postgres import Database
 
 _AFTER_ALL_SEQS: Final = 2**31 - 1
+
 Owned: TypeAlias = tuple[str, str]
 """The id of a request, and the account that asks for it."""
 
