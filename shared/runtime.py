@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -34,6 +34,7 @@ STOP_SECONDS_MAX: Final = 10.0
 """For all that follows DRAIN_SECONDS: a broker or database that does not answer must not keep the process."""
 _STOP_SECONDS_MIN: Final = 0.2
 _CANCEL_SECONDS: Final = 1.0
+_CANCEL_AGAIN_SECONDS: Final = 0.2
 _RESTART_SECONDS: Final = 1.0
 _DATABASE_RETRY_SECONDS: Final = 0.5
 _COUNT_SECONDS: Final = 15.0
@@ -183,7 +184,7 @@ def main(
     logs.configure(name, settings.log_level)
     try:
         failpoints.arm(settings.failpoints)
-        raise SystemExit(uvloop.run(_dispatch(name, settings, build, migrations, known, arguments)))
+        raise SystemExit(uvloop.run(_leaving_no_task(_dispatch(name, settings, build, migrations, known, arguments))))
     except ParleyError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(1) from None
@@ -206,6 +207,19 @@ def _load_settings(settings_class: type[ServiceSettings], arguments: argparse.Na
             return load_only(settings_class, "database_url", "log_level", "failpoints", *bus)
         case _:
             return load(settings_class)
+
+
+async def _leaving_no_task(work: Coroutine[Any, Any, int]) -> int:
+    """The loop's own end cancels every task once and waits for ever; but while the broker's driver connects, it takes a
+    cancellation for one more lost connection and tries again: the process would live on, neither ready nor dead."""
+    try:
+        return await work
+    finally:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        while left:
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN_SECONDS)
 
 
 async def _dispatch(

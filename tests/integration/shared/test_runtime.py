@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -171,6 +172,21 @@ def tell(number: signal.Signals) -> None:
 
 
 @asynccontextmanager
+async def silent_server() -> AsyncIterator[tuple[int, asyncio.Event]]:
+    """The port of a server that never says a word, and whether somebody has connected to it."""
+    met = asyncio.Event()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        met.set()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(listen, HOST, 0)
+    yield server.sockets[0].getsockname()[1], met
+    server.close()
+
+
+@asynccontextmanager
 async def connection(process: Process) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     reader, writer = await asyncio.open_connection(HOST, process.settings.http_port)
     try:
@@ -274,3 +290,30 @@ async def test_a_start_that_nothing_will_end_ends_the_process_and_stops_what_was
     with pytest.raises(Transient, match=why):
         await start(Note("first", stopped), resource, delay=0, drain=0)
     assert stopped == ["first"]
+
+
+async def test_a_signal_ends_a_process_that_is_still_connecting_to_its_broker(
+    database_dsn: Callable[[str], Awaitable[str]],
+) -> None:
+    async with silent_server() as (port, connected):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "services.results"),
+            env={
+                "PATH": os.environ["PATH"],
+                "AMQP_URL": f"amqp://guest:guest@{HOST}:{port}/",
+                "RESULTS_DATABASE_URL": await database_dsn("results"),
+                "SERVICE_TOKEN": "0123456789abcdef",
+                "HTTP_HOST": HOST,
+                "HTTP_PORT": str(free_port()),
+                "OPS_PORT": str(free_port()),
+            },
+        )
+        try:
+            async with asyncio.timeout(GUARD_SECONDS):
+                await connected.wait()
+                process.terminate()
+                assert await process.wait() == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
