@@ -56,6 +56,11 @@ _PROBLEM: Final = {
             },
         },
         "reason": {"type": "string", "description": "With `payment_required`: the reason that decided."},
+        "reasons": {
+            "type": "array",
+            "description": "With `payment_required`: all reasons, the one that decided first.",
+            "items": {"type": "string"},
+        },
         "action_hint": {"type": ["string", "null"], "description": "With `payment_required`: what helps."},
     },
 }
