@@ -101,7 +101,7 @@ class HttpClient(Resource):
     """One pool of connections for a process. No cookies, no redirects, no retries.
 
     Requests go to the transport itself: all that httpx's client does around it would be switched off here, and is a
-    third of what a call costs.
+    quarter of what a call costs.
     """
 
     def __init__(self, *, connections_max: int = 1000, idle_seconds: float = _PEER_IDLE_SECONDS) -> None:
