@@ -20,7 +20,7 @@ down: $(READY) ## stop what `make up` or `make run` started
 clean: $(READY) ## stop it and forget its databases, queues, logs and secrets
 	@$(PYTHON) -m deploy.local.run clean
 
-test: $(READY) ## all tests; starts its own servers and services; six minutes on two cores, eleven on slow ones
+test: $(READY) ## all tests; starts its own servers and services; seven minutes on two cores, eleven on slow ones
 	@$(PYTHON) -m pytest --numprocesses 4
 
 test-unit: $(READY) ## only the tests that need no server

@@ -81,7 +81,8 @@ class Bed:
             self._drop_databases(list(databases.values()))
 
     @contextmanager
-    def raw(self, llm_url: str, name: str = "raw", pipeline: type[RawPipeline] = RawPipeline) -> Iterator[Raw]:
+    def raw(self, llm_url: str, pipeline: type[RawPipeline] = RawPipeline) -> Iterator[Raw]:
+        name = pipeline.name
         self._make_databases([name])
         self.rabbitmq.add_vhosts([name])
         running = pipeline(
@@ -89,14 +90,14 @@ class Bed:
         )
         try:
             running.start(self.environ)
-            yield Raw(running, name)
+            yield Raw(running)
         finally:
             running.stop()
             self.rabbitmq.delete_vhosts([name])
             self._drop_databases([name])
 
     def steps(self, llm_url: str) -> AbstractContextManager[Raw]:
-        return self.raw(llm_url, "steps", StepsPipeline)
+        return self.raw(llm_url, StepsPipeline)
 
     def server_pids(self) -> dict[str, int]:
         """As the servers themselves say it, so that it does not matter who started them."""

@@ -108,8 +108,8 @@ class Parley:
 class Raw:
     """The raw pipeline, or one built of its parts. It knows no sessions: every place is the same."""
 
-    def __init__(self, pipeline: RawPipeline, name: str = "raw") -> None:
-        self.name = name
+    def __init__(self, pipeline: RawPipeline) -> None:
+        self.name = pipeline.name
         self._pipeline = pipeline
         self.retries = 0
 

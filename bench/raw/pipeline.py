@@ -11,7 +11,8 @@ READY_SECONDS = 30
 
 
 class RawPipeline:
-    package = "bench.raw"
+    name = "raw"
+    """Of its package in the benchmark."""
     # The store first: it makes the table that the front reads.
     processes: tuple[str, ...] = ("store", "worker", "front")
 
@@ -27,7 +28,7 @@ class RawPipeline:
         for name, daemon in self._daemons.items():
             log = self._root / f"{name}.log"
             log.unlink(missing_ok=True)
-            words = [sys.executable, "-m", f"{self.package}.{name}", *self._arguments]
+            words = [sys.executable, "-m", f"bench.{self.name}.{name}", *self._arguments]
             daemon.start(words, environ=environ, cwd=REPOSITORY, log=log)
             wait_until(partial(_says_ready, log), daemon.running, name, log, READY_SECONDS)
 

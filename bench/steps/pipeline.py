@@ -6,7 +6,7 @@ from deploy.local.daemon import free_ports
 
 
 class StepsPipeline(RawPipeline):
-    package = "bench.steps"
+    name = "steps"
     processes = ("store", "holder", "worker", "front")
 
     def start(self, environ: dict[str, str]) -> None:

@@ -133,9 +133,7 @@ class Purchasing:
     async def _forget(self, account_id: str, customer_id: str) -> None:
         """A customer that Stripe does not know any more; what he had is looked at as if Stripe had told of his end."""
         log.warning("customer.gone", account_id=account_id, customer_id=customer_id)
-        async with self._database.transaction() as connection:
-            gone = Customer(customer_id, account_id, deleted=True)
-            await self._stores.facts.upsert_customer(connection, gone, fetched_at=self._clock.now())
+        await self._keep_customer(Customer(customer_id, account_id, deleted=True))
         look = look_event(f"gone:{customer_id}", customer_id=customer_id, subscription_id=None)
         if await self._stores.events.insert_events_if_new([look]):
             self._on_stored()
@@ -150,10 +148,12 @@ class Purchasing:
             customer_id = await self._stripe.create_customer(account_id, idempotency_key=key)
         except StripeRefused as error:
             raise _refused(error) from error
-        async with self._database.transaction() as connection:
-            customer = Customer(customer_id, account_id, deleted=False)
-            await self._stores.facts.upsert_customer(connection, customer, fetched_at=self._clock.now())
+        await self._keep_customer(Customer(customer_id, account_id, deleted=False))
         return customer_id
+
+    async def _keep_customer(self, customer: Customer) -> None:
+        async with self._database.transaction() as connection:
+            await self._stores.facts.upsert_customer(connection, customer, fetched_at=self._clock.now())
 
     def _checkout_params(self, account_id: str, customer_id: str, price: str, asked: CheckoutAsked) -> dict[str, Any]:
         return {

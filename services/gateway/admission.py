@@ -25,7 +25,6 @@ log = get_logger(__name__)
 
 _KEY_INDEX: Final = "requests_by_idempotency_key"
 _QUEUE_FULL_RETRY_SECONDS: Final = 2
-_MAKE_ROOM: Final = "Wait for one to end, or cancel one."
 
 _accepts = counter("requests_accepted", "Requests accepted, by whether they were new.", ("outcome",))
 
@@ -103,9 +102,7 @@ class Admission:
             case SessionMissing():
                 raise not_found("session")
             case QueueFull():
-                raise _queue_full(
-                    "session_queue_full", f"This session has as many open requests as it may. {_MAKE_ROOM}"
-                )
+                raise _queue_full("session_queue_full", "This session")
 
     def _announce(self, accepted: Accepted) -> None:
         turn = accepted.turn
@@ -120,7 +117,7 @@ class Admission:
         if body.model is not None and body.model not in self._models:
             return model_not_found()
         if await self._load.is_full(caller.account_id):
-            return _queue_full("account_queue_full", f"This account has as many open requests as it may. {_MAKE_ROOM}")
+            return _queue_full("account_queue_full", "This account")
         return await self._eligibility.refusal(caller)
 
     async def _known(self, accept: Accept) -> KnownKey | None:
@@ -171,7 +168,8 @@ def model_not_found() -> Problem:
     return Problem(422, "model_not_found", "There is no model of this name. `default` always exists.")
 
 
-def _queue_full(code: str, detail: str) -> Problem:
+def _queue_full(code: str, who: str) -> Problem:
+    detail = f"{who} has as many open requests as it may. Wait for one to end, or cancel one."
     return Problem(429, code, detail, headers={"Retry-After": str(_QUEUE_FULL_RETRY_SECONDS)})
 
 

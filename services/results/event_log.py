@@ -123,7 +123,6 @@ class RequestLog:
             self._start_attempt(message.attempt, message.epoch, message.at)
         for event in message.events:
             self._take_event(event)
-            self._advance()
         self._note_last()
         return self.head.visible_cursor > before or not message.events
 
@@ -190,12 +189,12 @@ class RequestLog:
     def _add(self, event: Event) -> None:
         self._added[event.cursor] = event
         self.head.log_bytes += ROW_BYTES + len((event.text or "").encode())
+        self._advance()
 
     def _append(
         self, type_: EventType, at: datetime, *, text: str | None = None, data: dict[str, object] | None = None
     ) -> None:
         self._add(Event(self.head.visible_cursor + 1, type_, at, text, data))
-        self._advance()
 
     def _advance(self) -> None:
         visible = self.head.visible_cursor

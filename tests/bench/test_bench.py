@@ -22,7 +22,7 @@ from tests.support.servers import Databases, Vhosts, run_apart
 from tests.support.stack import Stack, subscribed_account
 
 REQUESTS = 6
-PIPELINES = {"raw": RawPipeline, "steps": StepsPipeline}
+PIPELINES = (RawPipeline, StepsPipeline)
 
 
 @pytest.fixture
@@ -30,22 +30,23 @@ def pipelines(
     stack: Stack, rabbitmq_server: RabbitMQ, databases: Databases, vhosts: Vhosts, tmp_path: Path
 ) -> Iterator[tuple[Raw, Raw]]:
     """The raw one, and the steps alone."""
-    taken = {name: vhosts.take() for name in PIPELINES}
-    running = {
-        name: pipeline(
-            tmp_path / name,
+    taken = [vhosts.take() for _ in PIPELINES]
+    running = [
+        pipeline(
+            tmp_path / pipeline.name,
             dsn=run_apart(databases.empty()),
-            amqp_url=rabbitmq_server.url(taken[name]),
+            amqp_url=rabbitmq_server.url(vhost),
             llm_url=stack.url(LLM),
         )
-        for name, pipeline in PIPELINES.items()
-    }
-    for pipeline in running.values():
-        pipeline.start(dict(stack.processes["gateway"].environ))
-    yield Raw(running["raw"]), Raw(running["steps"], "steps")
-    for name, pipeline in running.items():
-        pipeline.stop()
-        vhosts.give_back(taken[name])
+        for pipeline, vhost in zip(PIPELINES, taken, strict=True)
+    ]
+    for one in running:
+        one.start(dict(stack.processes["gateway"].environ))
+    raw, steps = map(Raw, running)
+    yield raw, steps
+    for one, vhost in zip(running, taken, strict=True):
+        one.stop()
+        vhosts.give_back(vhost)
 
 
 async def test_the_systems_are_loaded_and_measured(

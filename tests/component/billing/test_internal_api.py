@@ -18,6 +18,7 @@ from tests.component.billing.parts import question, result
 from tests.support.bus import eventually
 from tests.support.counted import handling
 
+URLS = {"success_url": "https://app.example/ok", "cancel_url": "https://app.example/no"}
 TOMORROW = datetime.now(UTC) + timedelta(days=1)
 
 
@@ -134,7 +135,7 @@ async def test_time_alone_changes_a_decision_and_asks_stripe_again(billing: Bill
 
 async def test_a_checkout_is_opened_once_and_leads_to_an_allow(billing: Billing) -> None:
     account_id = new_id("acct")
-    body = {"plan": "pro", "success_url": "https://app.example/ok", "cancel_url": "https://app.example/no"}
+    body = {"plan": "pro", **URLS}
     path = f"/internal/accounts/{account_id}/checkout"
     answers = await asyncio.gather(*(billing.call("POST", path, body=body) for _ in range(5)))
     assert {status for status, _ in answers} == {200}
@@ -153,7 +154,7 @@ async def test_a_checkout_is_opened_once_and_leads_to_an_allow(billing: Billing)
 
 async def test_whoever_comes_back_before_the_webhook_is_allowed_by_asking(billing: Billing) -> None:
     account_id = new_id("acct")
-    body = {"plan": "pro", "success_url": "https://app.example/ok", "cancel_url": "https://app.example/no"}
+    body = {"plan": "pro", **URLS}
     await billing.call("POST", f"/internal/accounts/{account_id}/checkout", body=body)
     await billing.settled()
     await billing.control.ask("PUT", "/delivery", {"url": None})
@@ -162,16 +163,24 @@ async def test_whoever_comes_back_before_the_webhook_is_allowed_by_asking(billin
     await billing.decides(account_id, "ALLOW", "active")
 
 
+async def deleted_unheard(billing: Billing, account_id: str) -> str:
+    """The account's customer, whom Stripe does not know any more without having said so."""
+    await billing.control.ask("PUT", "/delivery", {"url": None})
+    customer_id: str = await billing.database.fetchval(
+        "SELECT customer_id FROM customers WHERE account_id = $1", account_id
+    )
+    await billing.stripe("DELETE", f"/v1/customers/{customer_id}")
+    return customer_id
+
+
 async def test_a_customer_that_is_gone_from_stripe_is_replaced_by_the_next_checkout(billing: Billing) -> None:
     account_id, _ = await billing.subscribed()
-    await billing.control.ask("PUT", "/delivery", {"url": None})
-    gone = await billing.database.fetchval("SELECT customer_id FROM customers WHERE account_id = $1", account_id)
-    await billing.stripe("DELETE", f"/v1/customers/{gone}")
+    gone = await deleted_unheard(billing, account_id)
     path = f"/internal/accounts/{account_id}"
     nobody = await billing.call("POST", f"{path}/portal", body={"return_url": "https://app.example"})
     assert (nobody[0], nobody[1]["code"]) == (409, "no_customer")
     await billing.settled()
-    body = {"plan": "pro", "success_url": "https://app.example/ok", "cancel_url": "https://app.example/no"}
+    body = {"plan": "pro", **URLS}
     assert (await billing.call("POST", f"{path}/checkout", body=body))[0] == 200
     session = await billing.database.fetchval("SELECT session_id FROM checkouts WHERE account_id = $1", account_id)
     await billing.control.ask("POST", f"/checkout/{session}/complete", {})
@@ -184,12 +193,10 @@ async def test_a_customer_that_is_gone_from_stripe_is_replaced_by_the_next_check
 
 async def test_a_customer_that_goes_while_his_checkout_is_made_is_replaced_at_once(billing: Billing) -> None:
     account_id = new_id("acct")
-    body = {"plan": "basic", "success_url": "https://app.example/ok", "cancel_url": "https://app.example/no"}
+    body = {"plan": "basic", **URLS}
     path = f"/internal/accounts/{account_id}/checkout"
     assert (await billing.call("POST", path, body=body))[0] == 200
-    gone = await billing.database.fetchval("SELECT customer_id FROM customers WHERE account_id = $1", account_id)
-    await billing.control.ask("PUT", "/delivery", {"url": None})
-    await billing.stripe("DELETE", f"/v1/customers/{gone}")
+    gone = await deleted_unheard(billing, account_id)
     assert (await billing.call("POST", path, body=body | {"plan": "pro"}))[0] == 200
     known = "SELECT customer_id FROM customers WHERE account_id = $1 AND NOT deleted"
     assert await billing.database.fetchval(known, account_id) not in (None, gone)
@@ -197,14 +204,13 @@ async def test_a_customer_that_goes_while_his_checkout_is_made_is_replaced_at_on
 
 async def test_what_cannot_be_bought_is_said(billing: Billing) -> None:
     account_id = new_id("acct")
-    urls = {"success_url": "https://app.example/ok", "cancel_url": "https://app.example/no"}
     path = f"/internal/accounts/{account_id}"
-    unknown = await billing.call("POST", f"{path}/checkout", body={"plan": "gold", **urls})
+    unknown = await billing.call("POST", f"{path}/checkout", body={"plan": "gold", **URLS})
     assert (unknown[0], unknown[1]["code"]) == (422, "plan_not_found")
     assert unknown[1]["detail"] == "No such plan is for sale; there are: basic, pro."
-    unnamed = await billing.call("POST", f"{path}/checkout", body=urls)
+    unnamed = await billing.call("POST", f"{path}/checkout", body=URLS)
     assert unnamed[1]["detail"] == "Name a plan; there are: basic, pro."
-    mixed = await billing.call("POST", f"{path}/checkout", body={"plan": "pro", "price": "price_parley_basic", **urls})
+    mixed = await billing.call("POST", f"{path}/checkout", body={"plan": "pro", "price": "price_parley_basic", **URLS})
     assert (mixed[0], mixed[1]["code"]) == (422, "price_not_in_plan")
     nobody = await billing.call("POST", f"{path}/portal", body={"return_url": "https://app.example"})
     assert (nobody[0], nobody[1]["code"]) == (409, "no_customer")

@@ -550,13 +550,18 @@ async def test_a_wake_queue_hears_hints_of_every_replica(world: World) -> None:
         assert [await woken.get(), await woken.get()] == [("req_1", "req_2")] * 2
 
 
-async def test_what_is_sent_later_is_made_when_it_is_sent_or_not_at_all(world: World) -> None:
+async def waking(world: World) -> asyncio.Queue[tuple[str, ...]]:
+    """The ids of each hint that a replica hears from now on."""
     woken: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
     hears: dict[type[Message], Callable[[Any], None]] = {
         RequestsMoved: lambda moved: woken.put_nowait(moved.request_ids)
     }
-    queue = WakeQueue(world.broker, "gateway.wake", hears, on_reconnect=lambda: None)
-    await queue.start()
+    await WakeQueue(world.broker, "gateway.wake", hears, on_reconnect=lambda: None).start()
+    return woken
+
+
+async def test_what_is_sent_later_is_made_when_it_is_sent_or_not_at_all(world: World) -> None:
+    woken = await waking(world)
     news = ["early"]
     assert world.publisher.send_made(RequestsMoved.type, lambda: None)
     assert world.publisher.send_made(RequestsMoved.type, lambda: RequestsMoved(request_ids=tuple(news)))
@@ -566,11 +571,7 @@ async def test_what_is_sent_later_is_made_when_it_is_sent_or_not_at_all(world: W
 
 
 async def test_what_cannot_be_made_stops_nobody_elses_hints(world: World) -> None:
-    woken: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
-    hears: dict[type[Message], Callable[[Any], None]] = {
-        RequestsMoved: lambda moved: woken.put_nowait(moved.request_ids)
-    }
-    await WakeQueue(world.broker, "gateway.wake", hears, on_reconnect=lambda: None).start()
+    woken = await waking(world)
     failed = asyncio.Event()
 
     def fail() -> Message:
