@@ -11,6 +11,8 @@ QUESTION = "In one sentence: what does a message broker do?"
 TERMINAL = ("completed", "incomplete", "failed", "cancelled", "refused")
 REQUEST_SECONDS = 120
 CHARGE_SECONDS = 10
+PATIENCE_SECONDS = 2
+"""How long nothing is said of a request that has not ended."""
 LINE_CHARACTERS = 120
 
 
@@ -27,7 +29,7 @@ def show_one_request(base: str, account: Account) -> None:
 
 def _await_end(base: str, account: Account, request_id: str) -> dict[str, Any]:
     """Polls as a client would, until the request is terminal and, where one is due, its charge is known."""
-    deadline = time.monotonic() + REQUEST_SECONDS
+    began = told_at = time.monotonic()
     charge_deadline = None
     while True:
         request: dict[str, Any] = ask("GET", f"{base}/v1/requests/{request_id}", key=account.key)
@@ -36,9 +38,13 @@ def _await_end(base: str, account: Account, request_id: str) -> dict[str, Any]:
             charge_deadline = charge_deadline or now + CHARGE_SECONDS
             if request.get("charge") or now > charge_deadline:
                 return request
-        elif now > deadline:
+        elif now > began + REQUEST_SECONDS:
             _print_timeline(_timeline(base, account, request_id))
             raise SeedError(f"request {request_id} is still {request['status']} after {REQUEST_SECONDS} s")
+        elif now > told_at + PATIENCE_SECONDS:
+            told_at = now
+            waits = f", waiting on {request['waiting_on']}" if request["waiting_on"] else ""
+            print(f"  {request['status']} after {now - began:.0f} s{waits}", flush=True)
         time.sleep((request.get("poll_after_ms") or 250) / 1000)
 
 

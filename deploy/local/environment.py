@@ -57,7 +57,9 @@ def plan(
         for service in SERVICES
         for number in range(1, replicas.get(service, 1) + 1)
     ]
-    addresses = {name: (next(ports), next(ports)) for name in names}
+    addresses = {name: (str(next(ports)), str(next(ports))) for name in names}
+    if own := base.get("GATEWAY_PORT"):
+        addresses["gateway"] = (own, addresses["gateway"][1])
     standins = dict(_standins(base, secrets, ports, addresses["billing"][0]))
     shared = {
         # Nobody routes here who would have to notice that a process is about to end.
@@ -73,7 +75,7 @@ def plan(
     services = {}
     for name, (http_port, ops_port) in addresses.items():
         service = name.partition("-")[0]
-        environ = {**shared, "HTTP_PORT": str(http_port), "OPS_PORT": str(ops_port)}
+        environ = {**shared, "HTTP_PORT": http_port, "OPS_PORT": ops_port}
         environ.update(overrides.get(service, {}))
         environ.update(overrides.get(name, {}))
         services[name] = Process(
@@ -112,7 +114,7 @@ def _outside(base: Mapping[str, str], standins: Mapping[str, Process]) -> dict[s
 
 
 def _standins(
-    base: Mapping[str, str], secrets: Secrets, ports: Iterator[int], billing_port: int
+    base: Mapping[str, str], secrets: Secrets, ports: Iterator[int], billing_port: str
 ) -> Iterator[tuple[str, Process]]:
     if needs_llm(base):
         yield LLM, _standin(base, LLM, next(ports), next(ports))

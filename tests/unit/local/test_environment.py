@@ -53,6 +53,14 @@ def test_all_services_are_told_the_same_addresses_and_listen_where_they_say() ->
     assert len(set(ports)) == len(ports)
 
 
+def test_the_api_has_the_port_that_somebody_wants_for_it() -> None:
+    processes = planned({"GATEWAY_PORT": "8080"}, {"gateway": 2})
+    assert processes["gateway"].url.endswith(":8080")
+    assert processes["gateway"].environ["HTTP_PORT"] == "8080"
+    assert processes["gateway"].environ["OPS_PORT"] != processes["gateway-2"].environ["HTTP_PORT"] != "8080"
+    assert processes["orchestrator"].environ["GATEWAY_URL"] == processes["gateway"].url
+
+
 def test_overrides_reach_a_service_or_one_of_its_replicas() -> None:
     processes = planned({}, {"gateway": 2}, gateway={"GRACE_SECONDS": "5"}, **{"gateway-2": {"LOG_LEVEL": "DEBUG"}})
     assert processes["gateway"].environ["GRACE_SECONDS"] == "5"
