@@ -9,9 +9,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, His
 _SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
-def counter(name: str, description: str, labels: Sequence[str] = ()) -> Counter:
-    """A count that only grows, `parley_<name>_total`."""
-    return Counter(f"parley_{name}", description, labels)
+def counter(name: str, description: str, labels: Sequence[str] = (), *, from_zero: Sequence[str] = ()) -> Counter:
+    """A count that only grows, `parley_<name>_total`. An increase is seen from the second reading on, so the values
+    of its one label that an alert waits for are counted `from_zero`, before the first of them happens."""
+    made = Counter(f"parley_{name}", description, labels)
+    for value in from_zero:
+        made.labels(value)
+    return made
 
 
 def gauge(name: str, description: str, labels: Sequence[str] = ()) -> Gauge:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Sequence
@@ -11,12 +12,13 @@ from typing import Final
 
 from shared.errors import ParleyError
 from shared.logs import get_logger
-from shared.postgres import Connection, Database
+from shared.postgres import NOT_MADE_YET, Connection, Database, DatabaseRefused, DatabaseUnavailable
 
 log = get_logger(__name__)
 
 SHARED_MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _FILE_NAME: Final = re.compile(r"^(\d{4})_[a-z0-9_]+\.sql$")
+_RETRY_SECONDS: Final = 2.0
 _LOCK_KEY: Final = 7_265_871_002
 """Any number, the same for every process that migrates a Parley database."""
 
@@ -38,8 +40,23 @@ class Migration:
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
 
-async def migrate(dsn: str, service: str, folder: Path) -> list[str]:
-    """Bring a service's database to the newest schema; returns the versions applied now."""
+async def migrate(dsn: str, service: str, folder: Path, *, wait_seconds: float = 0.0) -> list[str]:
+    """Bring a service's database to the newest schema; returns the versions applied now. Where a cluster is being set
+    up its server, role or database may come while this waits for them."""
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + wait_seconds
+    while True:
+        try:
+            return await _migrate_once(dsn, service, folder)
+        except (DatabaseUnavailable, DatabaseRefused) as error:
+            is_to_come = isinstance(error, DatabaseUnavailable) or error.sqlstate in NOT_MADE_YET
+            if not is_to_come or loop.time() >= ends_at:
+                raise
+            log.warning("migration.waiting", error=str(error))
+        await asyncio.sleep(_RETRY_SECONDS)
+
+
+async def _migrate_once(dsn: str, service: str, folder: Path) -> list[str]:
     database = Database(dsn, service=f"{service}-migrate", pool_max=2, statement_timeout_seconds=600)
     await database.start()
     try:

@@ -32,6 +32,8 @@ _MEANINGS = {
     "42P01": "a table is missing: run the service's `migrate` command first",
 }
 """Of what people meet who set a service up."""
+NOT_MADE_YET = frozenset({"28000", "28P01", "3D000"})
+"""A role or a database that is missing; a role without its password cannot be told from one that is not there."""
 
 
 class DatabaseUnavailable(Transient):

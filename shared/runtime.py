@@ -6,24 +6,25 @@ import argparse
 import asyncio
 import gc
 import os
-import random
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 import uvloop
 
 from shared import failpoints, logs, operations, tracing
-from shared.clock import Clock, DatabaseClock, SystemClock
 from shared.config import ServiceSettings, load, load_only
 from shared.errors import ParleyError, Transient
 from shared.http import HttpServer, ops_app
+from shared.loops import Periodic
 from shared.messaging.broker import is_cancelled
+from shared.messaging.consumer import Consumer
 from shared.messaging.parking import Parking
-from shared.metrics import counter, gauge
+from shared.metrics import gauge
 from shared.migrate import check, migrate, read_migrations
 from shared.postgres import Database, DatabaseUnavailable
 from shared.resource import Patience, Resource
@@ -33,16 +34,14 @@ log = logs.get_logger(__name__)
 STOP_SECONDS_MAX: Final = 10.0
 """For all that follows DRAIN_SECONDS: a broker or database that does not answer must not keep the process."""
 _STOP_SECONDS_MIN: Final = 0.2
-_CANCEL_SECONDS: Final = 1.0
 _CANCEL_AGAIN_SECONDS: Final = 0.2
-_RESTART_SECONDS: Final = 1.0
 _DATABASE_RETRY_SECONDS: Final = 0.5
+_MIGRATE_WAIT_SECONDS_MAX: Final = 3600.0
 _COUNT_SECONDS: Final = 15.0
 _YOUNG_OBJECTS_MAX: Final = 10_000
 """Between two searches for cycles among new objects. Most die with their call: Python's own 700 look at many a live one
 again and again."""
 
-_turns = counter("loop_turns", "Turns of a periodic task.", ("loop", "outcome"))
 _ready = gauge("ready", "1 while this process is ready.")
 
 
@@ -75,98 +74,6 @@ class Command:
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Any, argparse.Namespace], Awaitable[int]]
-
-
-class Periodic(Resource):
-    """Runs a function every `interval_seconds`, or at once when woken. A failed turn waits for the next."""
-
-    def __init__(
-        self, name: str, function: Callable[[], Awaitable[None]], interval_seconds: float, *, clock: Clock | None = None
-    ) -> None:
-        self._name = name
-        self._function = function
-        self._interval_seconds = interval_seconds
-        self._clock = clock or SystemClock()
-        self._woken = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        for outcome in ("done", "postponed", "failed"):  # a rate needs the zero before the first
-            _turns.labels(name, outcome)
-
-    async def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name=self._name)
-
-    async def stop(self) -> None:
-        await _cancel(self._task)
-
-    def wake(self) -> None:
-        """Run the next turn now."""
-        self._woken.set()
-
-    async def _run(self) -> None:
-        while True:
-            await self._wait()
-            try:
-                await self._function()
-                _turns.labels(self._name, "done").inc()
-            except Transient as error:
-                _turns.labels(self._name, "postponed").inc()
-                log.warning("loop.postponed", loop=self._name, error=str(error))
-            except Exception as error:
-                _turns.labels(self._name, "failed").inc()
-                log.error("loop.failed", loop=self._name, exc_info=error)
-
-    async def _wait(self) -> None:
-        # Replicas that started together do not all sweep in the same instant.
-        sleeping = asyncio.ensure_future(self._clock.sleep(self._interval_seconds * random.uniform(0.9, 1.1)))
-        waking = asyncio.ensure_future(self._woken.wait())
-        try:
-            await asyncio.wait({sleeping, waking}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sleeping.cancel()
-            waking.cancel()
-            self._woken.clear()
-
-
-class Background(Resource):
-    """A coroutine for the life of the process; when it raises it is logged and started again after a pause."""
-
-    def __init__(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        self._name = name
-        self._run_once = run
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name=self._name)
-
-    async def stop(self) -> None:
-        await _cancel(self._task)
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self._run_once()
-            except Exception as error:
-                log.error("background.failed", background=self._name, exc_info=error)
-            await asyncio.sleep(_RESTART_SECONDS)
-
-
-async def _cancel(task: asyncio.Task[None] | None) -> None:
-    """A driver takes long to let go of a database that does not answer: the others are not kept waiting for that."""
-    if task is not None:
-        task.cancel()
-        await asyncio.wait({task}, timeout=_CANCEL_SECONDS)
-
-
-class FollowedClock(Background):
-    """Reads the database's clock before anything that asks for the time starts, and follows it from then on."""
-
-    def __init__(self, clock: DatabaseClock) -> None:
-        super().__init__("clock", clock.resample_forever)
-        self._clock = clock
-
-    async def start(self) -> None:
-        await self._clock.sample()
-        await super().start()
 
 
 def main(
@@ -215,11 +122,10 @@ async def _leaving_no_task(work: Coroutine[Any, Any, int]) -> int:
     try:
         return await work
     finally:
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        while left:
+        while left := asyncio.all_tasks() - {asyncio.current_task()}:  # one that ends may begin another
             for task in left:
                 task.cancel()
-            _, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN_SECONDS)
+            await asyncio.wait(left, timeout=_CANCEL_AGAIN_SECONDS)
 
 
 async def _dispatch(
@@ -239,7 +145,7 @@ async def _dispatch(
             finally:
                 tracing.shutdown()
         case "migrate":
-            return await _migrate(name, settings, migrations, check_only=arguments.check)
+            return await _migrate(name, settings, migrations, check_only=arguments.check, wait_seconds=arguments.wait)
         case "parked":
             return await operations.run_parked(name, settings, arguments)
         case own:
@@ -324,7 +230,9 @@ async def _start(app: App, migrations: Path, started: list[Resource]) -> None:
     started.append(app.database)
     await check(app.database, read_migrations(app.name, migrations))
     # The listener is the last to start, and so the first to stop.
-    for resource in (Periodic("parked", Parking(app.database).count, _COUNT_SECONDS), *app.resources):
+    queues = [resource.queue for resource in app.resources if isinstance(resource, Consumer)]
+    counting = Periodic("parked", partial(Parking(app.database).count, queues), _COUNT_SECONDS)
+    for resource in (counting, *app.resources):
         await _start_one(resource, started)
 
 
@@ -365,7 +273,9 @@ async def _first(starting: asyncio.Task[None], stopping: asyncio.Event) -> bool:
     return False
 
 
-async def _migrate(name: str, settings: HasDatabaseUrl, migrations: Path, *, check_only: bool) -> int:
+async def _migrate(
+    name: str, settings: HasDatabaseUrl, migrations: Path, *, check_only: bool, wait_seconds: float
+) -> int:
     dsn = settings.database_url.get_secret_value()
     if check_only:
         database = Database(dsn, service=f"{name}-migrate", pool_max=2)
@@ -375,9 +285,16 @@ async def _migrate(name: str, settings: HasDatabaseUrl, migrations: Path, *, che
         finally:
             await database.stop()
         return 0
-    applied = await migrate(dsn, name, migrations)
+    applied = await migrate(dsn, name, migrations, wait_seconds=wait_seconds)
     sys.stdout.write(f"{name}: {', '.join(applied) if applied else 'nothing to migrate'}\n")
     return 0
+
+
+def _wait_seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= _MIGRATE_WAIT_SECONDS_MAX:
+        raise argparse.ArgumentTypeError(f"it must be from 0 to {_MIGRATE_WAIT_SECONDS_MAX:.0f}")
+    return seconds
 
 
 def _parser(name: str, commands: Mapping[str, Command]) -> argparse.ArgumentParser:
@@ -386,6 +303,13 @@ def _parser(name: str, commands: Mapping[str, Command]) -> argparse.ArgumentPars
     subparsers.add_parser("serve", help="run the service (the default)")
     migrating = subparsers.add_parser("migrate", help="bring this service's database to the newest schema")
     migrating.add_argument("--check", action="store_true", help="only say whether it is; exit 1 where it is not")
+    migrating.add_argument(
+        "--wait",
+        type=_wait_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="how long to wait for a server, role or database that is not there yet",
+    )
     operations.add_parked_arguments(subparsers.add_parser("parked", help="list, show, replay or drop parked messages"))
     for command_name, command in commands.items():
         command.add_arguments(subparsers.add_parser(command_name, help=command.help))

@@ -25,6 +25,7 @@ from shared.clock import Clock, DatabaseClock
 from shared.contracts.message import Message
 from shared.contracts.results import RESULT_BY_STATUS
 from shared.http import HttpServer, make_app, require_service_token
+from shared.loops import FollowedClock, Periodic
 from shared.messaging.broker import Broker
 from shared.messaging.consumer import BatchHandler, Consumer
 from shared.messaging.owed import OwedPublishes
@@ -32,7 +33,7 @@ from shared.messaging.parking import Parking
 from shared.messaging.publisher import Publisher
 from shared.postgres import Database
 from shared.resource import Resource
-from shared.runtime import App, FollowedClock, Periodic
+from shared.runtime import App
 
 BODY_BYTES_MAX = 1024 * 1024
 EVENT_POLL_SECONDS = 1.0

@@ -92,7 +92,7 @@ async def _overlay(settings: Settings, arguments: argparse.Namespace, kind: Lite
             arguments.account,
             overlay,
             reason=arguments.reason,
-            actor=arguments.actor or getpass.getuser(),
+            actor=arguments.actor,
         )
         changes = await deciding.refresh(connection, arguments.account)
     _tell(arguments.account, f"{kind} recorded", changes)
@@ -162,7 +162,21 @@ def _add_allow_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_overlay_arguments(parser: argparse.ArgumentParser) -> None:
     _add_account(parser)
     parser.add_argument("--reason", required=True, help="why, for the record")
-    parser.add_argument("--actor", help="who decided this; without it the user who runs the command")
+    user = _user_name()
+    parser.add_argument(
+        "--actor",
+        default=user,
+        required=user is None,
+        help="who decided this; without it the user who runs the command",
+    )
+
+
+def _user_name() -> str | None:
+    """None in a container, whose user has a number only."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return None
 
 
 def _add_account(parser: argparse.ArgumentParser) -> None:

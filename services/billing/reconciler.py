@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, Literal, get_args
 
 from services.billing.store.events import EventStore
 from services.billing.store.facts import FactStore
@@ -26,7 +26,8 @@ _CURSOR: Final = "undelivered_events"
 _PAGES_MAX: Final = 10_000
 _VANISHED_MAX: Final = 1000
 
-_found = counter("billing_reconciled", "Differences found between Stripe and us.", ("kind",))
+_Kind = Literal["undelivered_event", "difference", "vanished"]
+_found = counter("billing_reconciled", "Differences found between Stripe and us.", ("kind",), from_zero=get_args(_Kind))
 
 
 class Reconciler:
@@ -98,7 +99,7 @@ class Reconciler:
         ]
         return await self._insert(looks, "vanished")
 
-    async def _insert(self, looks: Sequence[StripeEvent], kind: str) -> int:
+    async def _insert(self, looks: Sequence[StripeEvent], kind: _Kind) -> int:
         found = await self._events.insert_events_if_new(looks) if looks else 0
         _found.labels(kind).inc(found)
         return found

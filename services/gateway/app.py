@@ -33,6 +33,7 @@ from shared.contracts.message import Message
 from shared.contracts.results import RESULT_BY_STATUS, ResultUpdated
 from shared.http import HttpServer
 from shared.http_client import HttpClient, InternalApi
+from shared.loops import FollowedClock, Periodic
 from shared.messaging.broker import Broker
 from shared.messaging.consumer import BatchHandler, Consumer
 from shared.messaging.parking import Parking
@@ -40,7 +41,7 @@ from shared.messaging.publisher import Publisher
 from shared.messaging.wake import WakeQueue
 from shared.postgres import Database
 from shared.resource import Resource
-from shared.runtime import App, FollowedClock, Periodic
+from shared.runtime import App
 
 CHECK_AFTER = timedelta(seconds=30)
 CHECK_AFTER_MAX = timedelta(seconds=300)

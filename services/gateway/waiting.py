@@ -10,9 +10,9 @@ from itertools import islice
 from typing import Any, Final, TypeAlias, TypeVar
 
 from shared.clock import Clock
+from shared.loops import Periodic
 from shared.metrics import gauge
 from shared.resource import Resource
-from shared.runtime import Periodic
 
 T = TypeVar("T")
 

@@ -35,7 +35,13 @@ TURNS_MAX: Final = 100
 """How far back a prompt reaches: the newest turns of the session."""
 _ALLOWED: Final = ("ALLOW", "ALLOW_GRACE")
 
-_holds = counter("holds_asked", "Answers to holds, by verdict; `unreachable` where billing gave none.", ("verdict",))
+_UNREACHABLE: Final = "unreachable"
+_holds = counter(
+    "holds_asked",
+    f"Answers to holds, by verdict; `{_UNREACHABLE}` where billing gave none.",
+    ("verdict",),
+    from_zero=[_UNREACHABLE],
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +154,7 @@ class Admission:
             replies = {}
         for hold in holds:
             reply = replies.get(hold.request_id)
-            _holds.labels(reply.eligibility.decision if reply else "unreachable").inc()
+            _holds.labels(reply.eligibility.decision if reply else _UNREACHABLE).inc()
         return [replies.get(hold.request_id) for hold in holds]
 
     def _judged(

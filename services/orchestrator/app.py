@@ -29,13 +29,14 @@ from shared.contracts.gateway import SessionCancelRequested, SessionRequested
 from shared.contracts.message import Message
 from shared.contracts.orchestrator import SessionProgressed
 from shared.http_client import HttpClient, InternalApi
+from shared.loops import FollowedClock, Periodic
 from shared.messaging.broker import Broker
 from shared.messaging.consumer import BatchHandler, Consumer
 from shared.messaging.owed import OwedPublishes
 from shared.messaging.parking import Parking
 from shared.messaging.publisher import Publisher
 from shared.postgres import Database
-from shared.runtime import App, FollowedClock, Periodic
+from shared.runtime import App
 
 PEER_CONNECTIONS_MAX = 200
 PROVIDER_IDLE_SECONDS = 30.0

@@ -26,7 +26,8 @@ CLAIM_INTERVAL_SECONDS: Final = 1.0
 WAKE_SECONDS_MIN: Final = 0.01
 LAST_CLAIM_SECONDS: Final = 3.0
 
-_claims = counter("tasks_claimed", "Tasks claimed, by what they had waited for.", ("source",))
+_LOST_WORKER: Final = "lost_worker"
+_claims = counter("tasks_claimed", "Tasks claimed, by what they had waited for.", ("source",), from_zero=[_LOST_WORKER])
 
 
 class Schedule:
@@ -157,6 +158,6 @@ class Claiming(Resource):
             )
         self._schedule.slot_wanted = len(claimed) >= free
         for task in claimed:
-            _claims.labels(task.waited_for or "lost_worker").inc()
+            _claims.labels(task.waited_for or _LOST_WORKER).inc()
             self._start_run(task)
         return len(claimed) >= free

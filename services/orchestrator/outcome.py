@@ -9,7 +9,7 @@ from typing import Final, Literal
 from services.orchestrator import backoff
 from services.orchestrator.providers.base import Answer, ProviderFailed
 from services.orchestrator.records import AttemptEnd
-from services.orchestrator.routing import Deployment, Routing
+from services.orchestrator.routing import REST_SECONDS, Deployment, Routing
 from services.orchestrator.runs import CutReason, Run
 from services.orchestrator.task import CANCELLED, AttemptOutcome, Finish, HandBack, Verdict
 from shared.clock import Clock
@@ -35,6 +35,11 @@ class AttemptLedger:
     def __init__(self, routing: Routing, clock: Clock) -> None:
         self._routing = routing
         self._clock = clock
+        for deployment in routing.deployment_names:
+            for (
+                kind
+            ) in REST_SECONDS:  # what only a person can mend is an alert, and an increase needs the zero before it
+                _attempts.labels(deployment, kind)
 
     def succeeded(self, run: Run, answer: Answer) -> None:
         self._close(

@@ -88,6 +88,10 @@ class Routing:
         self._resting_until: dict[str, datetime] = {}
 
     @property
+    def deployment_names(self) -> Collection[str]:
+        return self._by_name.keys()
+
+    @property
     def limits(self) -> Mapping[str, Limits]:
         """Of every quota domain."""
         return {deployment.quota_domain: deployment.limits for deployment in self._by_name.values()}

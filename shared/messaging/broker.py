@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -30,7 +31,9 @@ _DECLARE_SECONDS_MAX: Final = 30.0
 _COUNT_SECONDS: Final = 15.0
 
 _messages = gauge("queue_messages", "Messages that wait in a queue of the broker for a consumer.", ("queue",))
-_connected = gauge("broker_connected", "1 while both connections to the broker are up.")
+_connected = gauge("broker_connected", "1 while both connections to the broker are up; NaN before the first is tried.")
+# A process that still waits for its database has lost no broker.
+_connected.set(math.nan)
 
 
 class Broker(Resource):

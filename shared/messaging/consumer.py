@@ -144,6 +144,10 @@ class Consumer(Resource):
         for verdict in ("acked", "paused", "parked", "dropped"):  # a rate needs the zero before the first
             _handled.labels(queue, verdict)
 
+    @property
+    def queue(self) -> str:
+        return self._queue.name
+
     async def start(self) -> None:
         self._channel = await self._broker.consuming_channel(prefetch=3 * self._batch_max)
         self._consumed = await declare_queue(self._channel, self._queue)

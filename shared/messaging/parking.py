@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -75,14 +76,16 @@ class Parking:
         )
         return [ParkedMessage(**dict(row)) for row in rows]
 
-    async def count(self) -> None:
-        """Tell the operator how many wait, also of those that were parked before this process began."""
+    async def count(self, queues: Iterable[str]) -> None:
+        """Tell the operator how many wait, also of those that were parked before this process began. Of the `queues`
+        that are consumed here also that none does: an increase needs the zero before the first."""
         rows = await self._database.fetch(
             "SELECT queue, count(*) AS count FROM parked_messages WHERE replayed_at IS NULL GROUP BY queue"
         )
+        counts = dict.fromkeys(queues, 0) | {row["queue"]: row["count"] for row in rows}
         _waiting.clear()
-        for row in rows:
-            _waiting.labels(row["queue"]).set(row["count"])
+        for queue, count in counts.items():
+            _waiting.labels(queue).set(count)
 
     async def select_for_replay(self, parked_id: int) -> Record | None:
         """Queue, headers, content type, body and times parked of one message."""

@@ -274,6 +274,17 @@ def _overlapping(evidence: Evidence) -> None:
 
 
 def _wrong_order(evidence: Evidence) -> None:
+    _delivered_late(evidence)
+    for number, row in enumerate(evidence.rows["attempts"][:2]):
+        later = timedelta(seconds=50)
+        evidence.rows["attempts"][number] = {
+            **row,
+            "started_at": row["started_at"] + later,
+            "ended_at": row["ended_at"] + later,
+        }
+
+
+def _delivered_late(evidence: Evidence) -> None:
     for call in evidence.calls[:2]:
         call["started"] += 50
         call["ended"] += 50
@@ -408,6 +419,12 @@ def test_a_hold_expires_before_its_end_is_heard_only_in_an_outage_longer_than_th
     _first(evidence, "holds").update(state="expired", charged_tokens=0)
     evidence.outage_seconds = lambda since, until: outage_seconds
     assert len([*each_hold_ended_once(evidence)]) == found
+
+
+def test_what_a_frozen_wire_delivers_after_its_attempts_were_given_up_says_nothing_of_the_order() -> None:
+    evidence = orderly()
+    _delivered_late(evidence)
+    assert violations(evidence) == []
 
 
 def test_a_lost_workers_call_may_overlap() -> None:

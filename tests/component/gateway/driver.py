@@ -20,10 +20,11 @@ from services.gateway.waiting import Hub
 from shared.contracts.content import Failure, MessageItem, Outcome, Output, Usage
 from shared.contracts.results import RESULT_BY_STATUS, ResultEnded, ResultUpdated
 from shared.ids import new_id
+from shared.loops import Periodic
 from shared.messaging.owed import OwedPublishes
 from shared.metrics import exposition
 from shared.postgres import Database
-from shared.runtime import App, Periodic
+from shared.runtime import App
 from tests.support.bus import Bus, eventually
 from tests.support.counted import handling
 from tests.support.guard import GUARD_SECONDS

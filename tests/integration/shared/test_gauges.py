@@ -40,16 +40,19 @@ async def test_parked_messages_are_told_until_they_are_replayed(
     publisher: Publisher, amqp_url: str, kernel_database: Database
 ) -> None:
     parking = Parking(kernel_database)
+    await parking.count(["results.endings", "results.progress"])
+    assert await _is('parley_parked_messages{queue="results.endings"} 0.0')
     async with bus(amqp_url) as plain:
         listener = await plain.listen("session.ended")
         await publisher.publish(ended(new_id("req"), output_of("Hi")))
         incoming: AbstractIncomingMessage = (await listener.wait_for(1))[0]
     await parking.insert(incoming, "results.endings", "of_no_use: really")
-    await parking.count()
+    await parking.count(["results.endings", "results.progress"])
     assert await _is('parley_parked_messages{queue="results.endings"} 1.0')
+    assert await _is('parley_parked_messages{queue="results.progress"} 0.0')
     (parked,) = await parking.select_page()
     await parking.update_replayed(parked.id, parked.times_parked)
-    await parking.count()
+    await parking.count([])
     assert "parley_parked_messages{" not in _page()
 
 

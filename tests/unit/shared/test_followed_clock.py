@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from shared.clock import DatabaseClock
-from shared.runtime import FollowedClock
+from shared.loops import FollowedClock
 
 NOW = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
 

@@ -68,18 +68,32 @@ def no_call_undercuts_a_retry_after(evidence: Evidence) -> Iterator[Violation]:
 
 
 def calls_of_a_session_follow_each_other(evidence: Evidence) -> Iterator[Violation]:
-    """A worker that was lost may still have its call open: nobody can end that but itself."""
+    """A worker that was lost may still have its call open: nobody can end that but itself. And what a frozen wire
+    delivers after we have given the call up arrives whenever the wire thaws."""
+    attempts = evidence.by_request("attempts")
     lost = {row["request_id"] for row in evidence.rows["tasks"] if row["workers_lost"] > 0}
     abandoned = {row["request_id"] for row in evidence.rows["results"] if row["ended_by"] == "session.abandoned"}
     seqs = {row["id"]: row["seq"] for row in evidence.rows["requests"]}
     for calls in _calls_by_session(evidence).values():
-        kept = [(request_id, call) for request_id, call in calls if request_id not in lost | abandoned]
+        kept = [
+            (request_id, call)
+            for request_id, call in calls
+            if request_id not in lost | abandoned and not _arrived_late(call, attempts.get(request_id, ()))
+        ]
         for (request_id, before), (next_id, after) in itertools.pairwise(kept):
             if seqs[next_id] < seqs[request_id]:
                 yield Violation("unexpected", next_id, f"called after {request_id}, which is a later turn")
             slack = GONE_SLACK_SECONDS if before["outcome"] == "client_gone" else 0.0
             if before["ended"] is None or after["started"] < before["ended"] - slack:
                 yield Violation("unexpected", next_id, f"its call overlaps the one of {request_id}")
+
+
+def _arrived_late(call: Call, attempts: Sequence[Row]) -> bool:
+    """Whether each attempt had ended before the provider saw the call."""
+    ends = [row["ended_at"] for row in attempts]
+    return (
+        ends != [] and None not in ends and call["started"] > max(end.timestamp() for end in ends) + CLOCK_SLACK_SECONDS
+    )
 
 
 def each_prompt_holds_the_turns_before_it(evidence: Evidence) -> Iterator[Violation]:
