@@ -108,8 +108,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.queue.startswith("ext."):
         parser.error("the name of a subscriber's queue begins with ext.")
+    amqp_url = setting("AMQP_URL")
+    if not amqp_url.startswith(("amqp://", "amqps://")):
+        sys.exit("AMQP_URL is no broker's URL, such as amqp://guest:guest@localhost:5672/")
     try:
-        asyncio.run(subscribe(setting("AMQP_URL"), arguments.queue, arguments.count))
+        asyncio.run(subscribe(amqp_url, arguments.queue, arguments.count))
     except KeyboardInterrupt:
         sys.exit(130)
     except CONNECTION_EXCEPTIONS as error:

@@ -1,5 +1,6 @@
 """`.local/env`: everything a script needs to use the running stack, as shell exports."""
 
+import hashlib
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from deploy.local.stack import Stack
 
 ROOT_NAME = "PARLEY_LOCAL_ROOT"
 NAMES_NAME = "PARLEY_LOCAL_NAMES"
+"""`NAME=digest of its value`, with commas between: what somebody has set to another value since is theirs."""
 OF_THE_SERVICES = ("SERVICE_TOKEN", "API_KEY_PEPPER", "STRIPE_API_KEY", "STRIPE_WEBHOOK_SECRETS", "PLANS_FILE")
 """What the services' own commands need besides addresses."""
 
@@ -34,7 +36,8 @@ def env_of(stack: Stack, account: Account) -> dict[str, str]:
 
 
 def write(file: Path, root: Path, values: Mapping[str, str]) -> None:
-    named = {**values, ROOT_NAME: str(root), NAMES_NAME: ",".join(values)}
+    digests = (f"{name}={_digest(value)}" for name, value in values.items())
+    named = {**values, ROOT_NAME: str(root), NAMES_NAME: ",".join(digests)}
     lines = [f"export {name}={shlex.quote(value)}" for name, value in named.items()]
     file.touch(mode=0o600)
     file.write_text("\n".join(["# Written by make run and make up; read it with `. .local/env`.", *lines]) + "\n")
@@ -43,5 +46,13 @@ def write(file: Path, root: Path, values: Mapping[str, str]) -> None:
 def without_own(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment without what an earlier `. .local/env` put there, of whatever root: these are addresses and keys
     of a stack that is gone or another's, not servers that somebody gives us."""
-    own = {ROOT_NAME, NAMES_NAME, *environ.get(NAMES_NAME, "").split(",")}
+    own = {ROOT_NAME, NAMES_NAME}
+    for entry in environ.get(NAMES_NAME, "").split(","):
+        name, _, digest = entry.partition("=")
+        if digest == _digest(environ.get(name, "")):
+            own.add(name)
     return {name: value for name, value in environ.items() if name not in own}
+
+
+def _digest(value: str) -> str:
+    return hashlib.sha256(value.encode(errors="surrogateescape")).hexdigest()[:16]

@@ -1,5 +1,6 @@
 """Which processes make a stack, and the environment of each: pure, so that the whole wiring can be read at once."""
 
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,23 @@ class Process:
 
     def ready_url(self) -> str:
         return self.ops_url + self.ready_path
+
+
+class PortError(Exception):
+    """The API cannot be served where somebody wants it."""
+
+
+def check_gateway_port(base: Mapping[str, str]) -> None:
+    """Before anything is started for it."""
+    port = base.get("GATEWAY_PORT")
+    if not port:
+        return
+    if not (port.isdecimal() and 0 < int(port) < 65536):
+        raise PortError(f"GATEWAY_PORT is {port}: it must be a number from 1 to 65535")
+    try:
+        socket.create_server((HOST, int(port))).close()
+    except OSError as error:
+        raise PortError(f"GATEWAY_PORT is {port}, where nobody can listen: {error.strerror}") from error
 
 
 def needs_llm(base: Mapping[str, str]) -> bool:

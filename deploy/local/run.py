@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from deploy.local import env_file, servers
 from deploy.local.daemon import DaemonError
 from deploy.local.demo import show_one_request
-from deploy.local.environment import LLM, REPOSITORY, SERVICES, STRIPE
+from deploy.local.environment import LLM, REPOSITORY, SERVICES, STRIPE, PortError, check_gateway_port
 from deploy.local.plain_http import CallError
 from deploy.local.seed import Account, SeedError, await_allow, eligibility, make_account, subscribe
 from deploy.local.servers.find import ServersError
@@ -41,7 +41,7 @@ def main() -> int:
     except SchemaMismatch as error:
         print(f"error: {error}\n  or begin with empty databases: rm -rf {ROOT / 'postgres'}", file=sys.stderr)
         return 1
-    except (ServersError, DaemonError, SeedError, CallError, ParleyError) as error:
+    except (ServersError, DaemonError, PortError, SeedError, CallError, ParleyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -108,6 +108,7 @@ def clean() -> int:
 def _start() -> tuple[servers.Servers, Stack]:
     began = time.monotonic()
     base = env_file.without_own(os.environ)
+    check_gateway_port(base)
     servers.reach_given(base)
     found = servers.up(ROOT, base)
     stack = Stack(ROOT, found.urls(), base)

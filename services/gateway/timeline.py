@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 from services.gateway.peers import Billing, Record, Results
 from services.gateway.records import Request
+from services.gateway.request_state import is_ended
 from services.gateway.schemas import Timeline, TimelineEntry
 from shared.contracts.orchestrator import AttemptRecord, WaitRecord
 from shared.contracts.results import LateEnding, Ledger
@@ -36,6 +37,7 @@ _STAGE_BY_TYPE: Final = {
     "hold.expired": _AFTER,
     "charge.recorded": _AFTER,
 }
+_STAGE_BY_WAIT: Final = {"session_turn": _ACCEPTED, "eligibility": _DECIDED}
 
 
 class TimelineReader:
@@ -55,6 +57,8 @@ class TimelineReader:
             *(_of_billing(record) for record in records or ()),
         ]
         missing = [name for name, answer in (("results", ledger), ("billing", records)) if answer is None]
+        if request.dispatched_at is not None and not is_ended(request.state):
+            missing.append("orchestrator")  # its attempts and waits come with the ending
         return Timeline(entries=tuple(sorted(entries, key=_order)), missing=tuple(missing))
 
 
@@ -67,14 +71,18 @@ async def _answer_of(peer: str, call: Awaitable[T]) -> T | None:
 
 
 def _order(entry: TimelineEntry) -> tuple[int, datetime]:
-    if entry.type == "wait.started" and entry.data["reason"] == "eligibility":
-        return _DECIDED, entry.at
+    if entry.type == "wait.started" and entry.data["reason"] in _STAGE_BY_WAIT:
+        return _STAGE_BY_WAIT[entry.data["reason"]], entry.at
     return _STAGE_BY_TYPE.get(entry.type, _WORK), entry.at
 
 
 def _of_gateway(request: Request) -> Iterable[TimelineEntry]:
     deadline = request.deadline_at.isoformat()
     yield _entry("gateway", request.accepted_at, "request.accepted", seq=request.seq, deadline_at=deadline)
+    if request.dispatched_at != request.accepted_at:
+        ended_at = request.dispatched_at or request.abandoned_at
+        until = ended_at.isoformat() if ended_at else None
+        yield _entry("gateway", request.accepted_at, "wait.started", reason="session_turn", until=until)
     if request.dispatched_at:
         yield _entry("gateway", request.dispatched_at, "request.dispatched")
     if request.cancel_requested_at:

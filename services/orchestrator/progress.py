@@ -15,7 +15,7 @@ INTERVAL_SECONDS: Final = 0.1
 SILENCE_SECONDS: Final = 0.25
 """After so long a call that has said nothing is announced all the same: nobody sees that it began any earlier."""
 PENDING_CHARS_MAX: Final = 4096
-"""So much text does not wait for the interval, and ends the event that it is in."""
+"""So much text does not wait for the interval, and ends the event that it is in. A delta that is longer is several."""
 
 EVENTS_MAX: Final = 64
 """Of one message. What came while packets had to wait may be a whole answer, and a message is not to grow with it."""
@@ -108,7 +108,8 @@ class Progress:
         self._text_bytes += len(text.encode())
         if not self._pending:
             self._cancel_timer()  # the one that would announce a silent call
-        self._pending.append((kind, text))
+        pieces = range(0, len(text), PENDING_CHARS_MAX)
+        self._pending += [(kind, text[start : start + PENDING_CHARS_MAX]) for start in pieces]
         self._pending_chars += len(text)
         wait_seconds = self._next_at - self._timers.time()
         if wait_seconds <= 0 or self._pending_chars >= PENDING_CHARS_MAX:

@@ -38,6 +38,10 @@ socket to take it: while the broker reads nothing, what is tried again would be 
 _TOO_LARGE: Final = re.compile(r"message size \d+ is larger than (?:configured )?max size (\d+)")
 """With this the broker closes the channel, and every publish that waits there for its confirm hears it."""
 
+_Maker: TypeAlias = tuple[str, Callable[[], Message | None]]
+_Ready: TypeAlias = tuple[str, aio_pika.Message]
+"""Each with the message's type, which is its routing key."""
+
 _published = counter("messages_published", "Messages by type and outcome.", ("type", "outcome"))
 
 
@@ -53,7 +57,7 @@ class Publisher(Resource):
         self._pace = Pace(interval_seconds, SystemClock())
         self._confirmed: AbstractRobustChannel | None = None
         self._plain: AbstractRobustChannel | None = None
-        self._best_effort: asyncio.Queue[Callable[[], Message | None]] = asyncio.Queue(_BEST_EFFORT_BUFFER_MAX)
+        self._best_effort: asyncio.Queue[_Maker] = asyncio.Queue(_BEST_EFFORT_BUFFER_MAX)
         self._sender: asyncio.Task[None] | None = None
         self._body_bytes_max: int | None = None
         """As the broker said when it last refused one. Sending another would close the channel for all others again."""
@@ -96,7 +100,7 @@ class Publisher(Resource):
         """Publish some time soon what `make` gives when that time has come, None where it is of no use any more. False
         where the broker is away or slower than we are: it will not be asked."""
         try:
-            self._best_effort.put_nowait(make)
+            self._best_effort.put_nowait((message_type, make))
         except asyncio.QueueFull:
             _published.labels(message_type, "dropped").inc()
             return False
@@ -164,29 +168,39 @@ class Publisher(Resource):
             while len(makers) < _PACKET_MAX and not self._best_effort.empty():
                 makers.append(self._best_effort.get_nowait())
             try:
-                made = [make() for make in makers]
-                await self._send_packet([message for message in made if message is not None])
+                await self._send_packet([ready for maker in makers if (ready := _made(*maker)) is not None])
             except Exception as error:
-                # This loop sends for all: it must outlive whatever one of them trips over.
+                # This loop sends for all: it must outlive whatever it trips over.
                 log.error("messages.failed", count=len(makers), exc_info=error)
 
-    async def _send_packet(self, messages: Sequence[Message]) -> None:
+    async def _send_packet(self, messages: Sequence[_Ready]) -> None:
         """Only the last one waits for the socket: together they are one write, not one each."""
         assert self._plain is not None
         sent = 0
         try:
             async with asyncio.timeout(_CONFIRM_TIMEOUT_SECONDS):
-                for message in messages:
+                for message_type, encoded in messages:
                     is_last = sent == len(messages) - 1
-                    await _write(self._plain, encode(message), message.type, mandatory=False, wait=is_last)
+                    await _write(self._plain, encoded, message_type, mandatory=False, wait=is_last)
                     sent += 1
         except CONNECTION_EXCEPTIONS as error:
             log.debug("messages.dropped", count=len(messages) - sent, error=type(error).__name__)
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
-        for number, message in enumerate(messages):
-            _published.labels(message.type, "sent" if number < sent else "dropped").inc()
+        for number, (message_type, _) in enumerate(messages):
+            _published.labels(message_type, "sent" if number < sent else "dropped").inc()
+
+
+def _made(message_type: str, make: Callable[[], Message | None]) -> _Ready | None:
+    """One that cannot be made takes nobody else's hint along."""
+    try:
+        message = make()
+        return None if message is None else (message_type, encode(message))
+    except Exception as error:
+        _published.labels(message_type, "dropped").inc()
+        log.error("message.not_made", type=message_type, exc_info=error)
+        return None
 
 
 async def _write(

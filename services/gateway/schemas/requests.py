@@ -115,7 +115,8 @@ class TimelineEntry(Outgoing):
 
 
 class Timeline(Outgoing):
-    """Everything that happened to a request, causes before effects. `missing` names services that did not answer."""
+    """Everything that happened to a request, causes before effects. `missing` names services whose
+    records are not in it: who did not answer, and the orchestrator while the request runs, for it tells at the end."""
 
     entries: tuple[TimelineEntry, ...]
     missing: tuple[str, ...]

@@ -60,7 +60,7 @@ class AccountStore:
         rows = await self._database.fetch(
             """
             SELECT id, account_id, scope, name, last_four, created_at, revoked_at FROM api_keys
-            WHERE account_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3
+            WHERE account_id BETWEEN $1 AND $1 AND id < $2 ORDER BY account_id DESC, id DESC LIMIT $3
             """,
             account_id,
             before_id or AFTER_ALL_IDS,

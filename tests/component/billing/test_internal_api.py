@@ -283,6 +283,19 @@ async def test_operators_block_allow_and_lift(
     await eventually(was_told)
 
 
+async def test_an_operators_word_needs_a_name_where_the_user_has_none(
+    billing: Billing, settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container the user is a number."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 10001)
+    allow = ("allow", new_id("acct"), "--reason", "pilot", "--until", TOMORROW.isoformat())
+    assert (await run(settings, capsys, *allow))[0] == 2
+    assert (await run(settings, capsys, *allow, "--actor", "kim"))[0] == 0
+    assert await billing.database.fetchval("SELECT actor FROM overlays WHERE account_id = $1", allow[1]) == "kim"
+
+
 async def test_a_command_about_an_account_that_nobody_has_heard_of_says_so(
     billing: Billing, settings: Settings
 ) -> None:

@@ -130,6 +130,32 @@ async def test_a_timeline_has_every_attempt_and_every_wait(gateway: Gateway, pee
     assert [data["after_attempt"] for kind, data in shown if kind == "wait.started"] == [1, 2]
 
 
+async def test_a_timeline_of_a_running_request_says_whose_records_come_with_its_end(gateway: Gateway) -> None:
+    request = await gateway.send(await gateway.new_session())
+    url = f"/v1/requests/{request['id']}/timeline"
+    assert (await gateway.call("GET", url)).body["missing"] == ["orchestrator"]
+    await gateway.end(request)
+    assert (await gateway.call("GET", url)).body["missing"] == []
+
+
+async def test_a_timeline_shows_the_wait_for_the_turn(gateway: Gateway) -> None:
+    session_id = await gateway.new_session()
+    first, second = await gateway.send(session_id), await gateway.send(session_id)
+    url = f"/v1/requests/{second['id']}/timeline"
+
+    async def shown() -> list[tuple[str, str | None]]:
+        entries = (await gateway.call("GET", url)).body["entries"]
+        return [(entry["type"], entry["data"].get("until")) for entry in entries]
+
+    assert await shown() == [("request.accepted", None), ("wait.started", None)]
+    await gateway.end(first)
+    *accepted, (dispatched, _) = await shown()
+    assert dispatched == "request.dispatched"
+    assert accepted[0] == ("request.accepted", None)
+    assert accepted[1][0] == "wait.started"
+    assert accepted[1][1] is not None
+
+
 async def test_eligibility_is_billings_word_and_unknown_while_it_is_away(gateway: Gateway, peers: Peers) -> None:
     peers.eligibility = {"decision": "ALLOW", "reasons": ["active"], "plan": "pro", "remaining": 5}
     body = (await gateway.call("GET", "/v1/eligibility")).body

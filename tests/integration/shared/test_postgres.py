@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from shared import migrate as migrating
 from shared.migrate import SchemaMismatch, apply, check, migrate, read_migrations
 from shared.postgres import Database, DatabaseRefused, DatabaseUnavailable
 from tests.support.guard import GUARD_SECONDS
@@ -110,6 +112,44 @@ async def test_migrations_run_once_in_order_also_when_many_processes_start_them(
         await check(database, read_migrations("test", tmp_path))
     finally:
         await database.stop()
+
+
+@asynccontextmanager
+async def _not_there(dsn: str) -> AsyncIterator[None]:
+    server, _, name = dsn.rpartition("/")
+    postgres = Database(f"{server}/postgres", service="test", pool_max=1)
+    await postgres.start()
+    await postgres.execute(f"ALTER DATABASE {name} RENAME TO {name}_away")
+    try:
+        yield
+    finally:
+        await postgres.execute(f"ALTER DATABASE {name}_away RENAME TO {name}")
+        await postgres.stop()
+
+
+async def test_a_migration_that_may_wait_is_done_once_its_database_is_there(
+    databases: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dsn = await databases.empty()
+    _write(tmp_path, "0001_create_a.sql", "CREATE TABLE a (id int);")
+    monkeypatch.setattr(migrating, "_RETRY_SECONDS", 0.01)
+    tried = asyncio.Event()
+    monkeypatch.setattr(migrating.log, "warning", lambda *_, **__: tried.set())
+    async with _not_there(dsn):
+        with pytest.raises(DatabaseRefused, match="no database of this name"):
+            await migrate(dsn, "test", tmp_path)
+        assert not tried.is_set()
+        waiting = asyncio.create_task(migrate(dsn, "test", tmp_path, wait_seconds=GUARD_SECONDS))
+        async with asyncio.timeout(GUARD_SECONDS):
+            await tried.wait()
+        assert not waiting.done()
+    assert await waiting == ["shared/0001", "test/0001"]
+
+
+async def test_what_would_never_come_is_not_waited_for(databases: Databases, tmp_path: Path) -> None:
+    _write(tmp_path, "0001_break.sql", "CREATE TABLE b (id nonsense);")
+    with pytest.raises(DatabaseRefused):
+        await migrate(await databases.empty(), "test", tmp_path, wait_seconds=GUARD_SECONDS)
 
 
 async def test_a_failed_migration_leaves_nothing_behind(database: Database, tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """Which processes a local stack has, and what each is told."""
 
+import shlex
+import socket
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
-from deploy.local.environment import Process, plan
+from deploy.local import env_file
+from deploy.local.environment import PortError, Process, check_gateway_port, plan
 from deploy.local.secrets_file import Secrets
 
 SECRETS = Secrets("token", "pepper", "sk_test_made", "whsec_made")
@@ -59,6 +63,34 @@ def test_the_api_has_the_port_that_somebody_wants_for_it() -> None:
     assert processes["gateway"].environ["HTTP_PORT"] == "8080"
     assert processes["gateway"].environ["OPS_PORT"] != processes["gateway-2"].environ["HTTP_PORT"] != "8080"
     assert processes["orchestrator"].environ["GATEWAY_URL"] == processes["gateway"].url
+
+
+@pytest.mark.parametrize(("port", "said"), [("abc", "must be a number"), ("70000", "must be a number")])
+def test_a_port_that_is_none_is_refused_before_anything_is_started(port: str, said: str) -> None:
+    with pytest.raises(PortError, match=said):
+        check_gateway_port({"GATEWAY_PORT": port})
+
+
+def test_a_port_that_is_taken_is_refused_and_a_free_one_is_not() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(PortError, match=f"{port}, where nobody can listen"):
+            check_gateway_port({"GATEWAY_PORT": port})
+    check_gateway_port({"GATEWAY_PORT": port})
+    check_gateway_port({})
+
+
+def test_what_an_earlier_start_exported_is_forgotten_and_what_somebody_set_since_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    env_file.write(file, tmp_path, {"AMQP_URL": "amqp://made", "PLANS_FILE": "/made", "STRIPE_API_KEY": "made, too"})
+    exported = dict(
+        line.removeprefix("export ").split("=", 1)
+        for line in shlex.split(file.read_text(), comments=True)
+        if "=" in line
+    )
+    assert exported["STRIPE_API_KEY"] == "made, too"
+    told = {**exported, "PLANS_FILE": "/mine", "PATH": "/bin"}
+    assert env_file.without_own(told) == {"PLANS_FILE": "/mine", "PATH": "/bin"}
 
 
 def test_overrides_reach_a_service_or_one_of_its_replicas() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from services.orchestrator import progress
 from services.orchestrator.progress import DeltaType, Make, Progress, Send, announcement
-from shared.contracts.orchestrator import PROGRESS_INDEX_MAX, SessionProgressed
+from shared.contracts.orchestrator import PROGRESS_INDEX_MAX, ProgressEvent, SessionProgressed
 from tests.support.guard import GUARD_SECONDS
 from tests.unit.orchestrator.test_task import COMMAND
 
@@ -62,6 +62,20 @@ def taking(asked: list[Make], *, is_full: bool = False) -> Send:
         return not is_full
 
     return send
+
+
+def test_a_delta_that_is_a_whole_answer_is_told_in_events_and_messages_of_a_usual_size() -> None:
+    asked: list[Make] = []
+    reporter = Progress(COMMAND, 2, "epoch", taking(asked), lambda: NOW, Timers())
+    text = "0123456789" * 100_000
+    reporter.add("output.delta", text)
+    events: list[ProgressEvent] = []
+    while asked:
+        message = asked.pop()()
+        assert message is not None and len(message.events) <= progress.EVENTS_MAX
+        events += message.events
+    assert max(len(event.text) for event in events) < 2 * progress.PENDING_CHARS_MAX
+    assert "".join(event.text for event in events) == text
 
 
 @given(deltas, st.lists(st.floats(min_value=0, max_value=0.2), min_size=50, max_size=50))

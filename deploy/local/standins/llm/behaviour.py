@@ -30,7 +30,7 @@ _HUGE_BYTES_MAX = 64 * 1024 * 1024
 _STATUS_OF_KIND = {"status": 500, "redirect": 307}
 
 
-@dataclass(frozen=True, slots=True, config={"extra": "forbid"})
+@dataclass(frozen=True, slots=True, config={"extra": "forbid", "strict": True})
 class Behaviour:
     """Chunks are counted in frames of the stream: the first carries the role, the last is `[DONE]`."""
 
@@ -62,7 +62,8 @@ class Behaviour:
     http_chunk_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if min(self.first_byte_ms, self.first_token_ms, self.between_chunks_ms, self.after_chunks or 0) < 0:
+        counts = (self.after_chunks or 0, self.words or 0)
+        if min(self.first_byte_ms, self.first_token_ms, self.between_chunks_ms, *counts) < 0:
             raise ValueError("times and counts must not be negative")
         if not 0 <= self.huge_bytes <= _HUGE_BYTES_MAX:
             raise ValueError(f"huge_bytes must be 0 to {_HUGE_BYTES_MAX}")
