@@ -100,6 +100,7 @@ class Results:
         self._api = api
 
     async def events(self, request_id: str, account_id: str, *, after: int, limit: int) -> EventPage:
+        """Raises PeerRefused `invalid_cursor` where the log has not given this one."""
         body = await self._api.get(
             f"/internal/requests/{request_id}/events", account_id=account_id, params={"after": after, "limit": limit}
         )

@@ -36,7 +36,7 @@ CODES: Final[tuple[Code, ...]] = (
     Code("invalid_request", 422, "The body is not as documented; see `errors`."),
     Code("invalid_parameter", 422, "The query string is not as documented; see `errors`."),
     Code("invalid_text", 422, "Text contains U+0000 or a lone surrogate."),
-    Code("invalid_cursor", 422, "The cursor is not one that this list has given."),
+    Code("invalid_cursor", 422, "The cursor is not one that this list or log has given."),
     Code("model_not_found", 422, "There is no model of this name."),
     Code("input_too_large", 422, "The text of the input is larger than this server takes."),
     Code("plan_not_found", 422, "No such plan is for sale."),

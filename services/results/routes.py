@@ -42,7 +42,8 @@ class Routes:
         return app
 
     async def get_events(self, request: web.Request) -> web.Response:
-        """The run of entries after a cursor. A request that nothing was heard of has an empty log."""
+        """The run of entries after a cursor. A request that nothing was heard of has an empty log. A cursor beyond what
+        was ever shown is another request's: to wait there would be to miss the end."""
         account_id = _account(request)
         after = _number(request, "after", default=0, at_most=_CURSOR_MAX)
         limit = _limit(request, EVENTS_MAX)
@@ -50,6 +51,8 @@ class Routes:
         if run is None:
             return json_response(EventPage(next=after))
         _check_owner(run.account_id, account_id, "request")
+        if after > run.visible_cursor:
+            raise Problem(422, "invalid_cursor", "This log has not given that cursor. Start without a cursor.")
         end = run.events[-1].cursor if run.events else after
         return json_response(
             EventPage(

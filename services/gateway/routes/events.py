@@ -13,6 +13,7 @@ from services.gateway.schemas import EventPage, EventsQuery, EventView, Nothing
 from services.gateway.waiting import Listener
 from shared.errors import Problem, Transient, not_found
 from shared.http import json_response
+from shared.http_client import PeerRefused
 from shared.logs import get_logger
 
 log = get_logger(__name__)
@@ -48,7 +49,12 @@ async def get_events(call: Call[Nothing, EventsQuery]) -> web.StreamResponse:
 
 
 async def _read(call: Call[Nothing, EventsQuery], request_id: str, after: int) -> EventPage:
-    return await call.services.results.events(request_id, call.account_id, after=after, limit=call.query.limit)
+    try:
+        return await call.services.results.events(request_id, call.account_id, after=after, limit=call.query.limit)
+    except PeerRefused as error:
+        if error.code == "invalid_cursor":
+            raise Problem(error.status, error.code, error.detail) from None
+        raise
 
 
 async def _stream(call: Call[Nothing, EventsQuery], request_id: str, after: int) -> web.StreamResponse:

@@ -140,7 +140,7 @@ ROUTES: Final[tuple[Route[Any, Any], ...]] = (
         "Read a request's log after a cursor, as a page or as a stream",
         EventPage,
         query=EventsQuery,
-        codes=("request_not_found", "invalid_last_event_id", "too_many_streams"),
+        codes=("request_not_found", "invalid_cursor", "invalid_last_event_id", "too_many_streams"),
         headers=("Accept", "Last-Event-ID"),
         events=True,
     ),

@@ -81,6 +81,8 @@ class Peers:
 
     async def _events(self, request: web.Request) -> web.Response:
         after, limit = int(request.query["after"]), int(request.query["limit"])
+        if self.events and after > self.events[-1]["cursor"]:
+            return web.json_response({"code": "invalid_cursor", "detail": "Not given."}, status=422)
         run = [event for event in self.events if event["cursor"] > after][:limit]
         end = run[-1]["cursor"] if run else after
         is_closed = self.log_is_closed and all(event["cursor"] <= end for event in self.events)

@@ -156,6 +156,17 @@ async def test_a_timeline_shows_the_wait_for_the_turn(gateway: Gateway) -> None:
     assert accepted[1][1] is not None
 
 
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+async def test_a_cursor_that_a_log_has_not_given_is_refused_and_not_waited_at(
+    gateway: Gateway, peers: Peers, accept: str
+) -> None:
+    request = await gateway.send(await gateway.new_session())
+    peers.add_event(2**20, "attempt.started", PAST)
+    url = f"/v1/requests/{request['id']}/events?after={2**20 + 1}&wait=25"
+    answer = await gateway.call("GET", url, headers={"Accept": accept})
+    assert (answer.status, answer.body["code"]) == (422, "invalid_cursor")
+
+
 async def test_eligibility_is_billings_word_and_unknown_while_it_is_away(gateway: Gateway, peers: Peers) -> None:
     peers.eligibility = {"decision": "ALLOW", "reasons": ["active"], "plan": "pro", "remaining": 5}
     body = (await gateway.call("GET", "/v1/eligibility")).body

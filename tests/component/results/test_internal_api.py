@@ -63,7 +63,8 @@ async def test_a_page_ends_with_the_entry_that_passes_its_bytes(results: Results
         await results.bus.send(progressed(request_id, 1, [text], first=index))
 
     async def all_stored() -> bool:
-        return bool((await results.events(request_id, after=ATTEMPT + 5))["events"])
+        first = await results.events(request_id)
+        return bool((await results.events(request_id, after=first["next"]))["next"] == ATTEMPT + 6)
 
     await eventually(all_stored)
     page = await results.events(request_id)
@@ -80,6 +81,21 @@ async def test_a_bad_cursor_is_refused(results: Results, request_id: str) -> Non
     for after in ("-1", "x", "1.5", "", "%D9%A3", str(2**63), "9" * 5000):
         status, body = await results.call("GET", f"/internal/requests/{request_id}/events?after={after}")
         assert (status, body["code"]) == (400, "invalid_cursor"), after
+
+
+async def test_a_cursor_beyond_what_was_shown_is_refused_and_the_last_one_is_not(
+    results: Results, request_id: str
+) -> None:
+    heard = await results.bus.listen("result.*")
+    await results.bus.send(progressed(request_id, 1, ["a"]))
+    await heard.wait_for(1)
+    for closed in (False, True):
+        last = (await results.events(request_id))["next"]
+        assert await results.events(request_id, after=last) == {"events": [], "next": last, "closed": closed}
+        status, body = await results.call("GET", f"/internal/requests/{request_id}/events?after={last + 1}")
+        assert (status, body["code"]) == (422, "invalid_cursor")
+        await results.bus.send(ended(request_id, output_of("ab")))
+        await heard.wait_for(2)
 
 
 async def test_what_belongs_to_another_account_is_not_found(results: Results, request_id: str) -> None:
