@@ -19,13 +19,19 @@ _PAGE = 200
 def add_parked_arguments(parser: argparse.ArgumentParser) -> None:
     """`list`, `show ID`, `replay ID...|--all`, `drop ID...`."""
     parser.add_argument("action", choices=("list", "show", "replay", "drop"))
-    parser.add_argument("ids", nargs="*", type=int, help="ids as `list` prints them")
+    parser.add_argument("ids", nargs="*", type=_parked_id, help="ids as `list` prints them")
     parser.add_argument("--all", action="store_true", help="with replay: everything that is parked")
     parser.add_argument(
         "--body",
         action="store_true",
         help="with show: print the body and every header too; they may hold user content",
     )
+
+
+def _parked_id(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is no id of a parked message")
+    return int(text)
 
 
 async def run_parked(name: str, settings: Any, arguments: argparse.Namespace) -> int:

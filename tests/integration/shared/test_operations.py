@@ -78,3 +78,9 @@ async def test_a_message_parked_again_before_its_replay_is_marked_stays_in_the_l
 async def test_a_database_without_tables_says_what_to_do(databases: Databases) -> None:
     with pytest.raises(DatabaseRefused, match="run the service's `migrate` command first"):
         await parked(await databases.empty(), "list")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "x", "99999999999999999999"])
+async def test_what_is_no_id_is_refused_before_the_database_is_asked(text: str) -> None:
+    with pytest.raises(SystemExit):
+        await parked("postgresql://nobody@127.0.0.1:1/none", "drop", "--", text)
