@@ -88,7 +88,7 @@ def test_one_image_runs_what_exists_and_is_pinned(manifests: Manifests) -> None:
             service, *command = container["args"]
             assert service == f"services.{container['name']}"
             assert importlib.util.find_spec(f"{service}.__main__")
-            assert command == (["migrate"] if pod.kind == "Job" else [])
+            assert command[:2] == (["migrate", "--wait"] if pod.kind == "Job" else [])
             assert "command" not in container, "the image's entry point is python -m"
 
 

@@ -13,6 +13,8 @@ MARGIN_SECONDS = 5.0
 """For a process that gets little CPU while it ends."""
 RABBITMQ_CONSUMER_TIMEOUT_SECONDS = 1800.0
 """RabbitMQ's default: a delivery held longer than that costs its channel."""
+RESTART_SECONDS_MAX = 300.0
+"""What Kubernetes waits at most before it starts a container anew that ended again and again."""
 
 
 def seconds_to_end(settings: ServiceSettings, *, listens: bool) -> float:
@@ -40,3 +42,12 @@ def test_a_call_that_has_begun_fits_the_drain(manifests: Manifests) -> None:
     settings = settings_of("orchestrator", manifests.environment(container))
     assert isinstance(settings, OrchestratorSettings)
     assert settings.attempt_seconds <= settings.drain_seconds - HAND_BACK_SECONDS
+
+
+def test_a_first_install_is_waited_for_and_not_called_failed(manifests: Manifests) -> None:
+    job = manifests.one("Job", "migrate")["spec"]
+    waits = [float(container["args"][-1]) for container in job["template"]["spec"]["containers"]]
+    assert max(waits) < job["activeDeadlineSeconds"], "a migration needs time too"
+    for service in SERVICES:
+        progress_seconds = manifests.one("Deployment", service)["spec"]["progressDeadlineSeconds"]
+        assert job["activeDeadlineSeconds"] + RESTART_SECONDS_MAX < progress_seconds
