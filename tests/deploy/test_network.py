@@ -29,7 +29,7 @@ MEANT = {
     ("public route", "billing", 8082),
     *((caller, "billing", 8082) for caller in ("gateway", "orchestrator")),
     *((caller, "results", 8083) for caller in ("gateway", "orchestrator")),
-    *((client, "postgres", 5432) for client in (*SERVICES, "migrate", "postgres", "postgres operator")),
+    *((client, "postgres", 5432) for client in (*SERVICES, "migrate", "postgres", "postgres operator", "keda")),
     *((client, "postgres", 8000) for client in ("postgres", "postgres operator")),
     *((client, "rabbitmq", 5672) for client in (*SERVICES, "subscriber")),
     *((client, "rabbitmq", 15672) for client in ("keda", "rabbitmq operator")),

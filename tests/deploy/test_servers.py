@@ -1,13 +1,15 @@
 """PostgreSQL and RabbitMQ are told what Parley counts on: connections, a synchronous standby, limits of queues."""
 
 import re
+from typing import cast
 
 import yaml
 
 from services.orchestrator.config import Settings as OrchestratorSettings
+from services.orchestrator.task import NEXT
 from shared.messaging.consumer import REDELIVERIES_MAX
 from shared.messaging.topology import QUEUES
-from tests.deploy.manifests import REPOSITORY, SERVICES, Manifests, settings_of
+from tests.deploy.manifests import REPOSITORY, SERVICES, Manifests, Object, settings_of
 
 RESERVED_CONNECTIONS = 20
 """For the superuser, the operator and an operator's own look."""
@@ -95,13 +97,35 @@ def test_subscribers_queues_are_bounded_and_ours_are_not(manifests: Manifests) -
 
 
 def test_the_orchestrator_scales_on_the_queue_it_consumes_by_its_slots(manifests: Manifests) -> None:
-    triggers = manifests.one("ScaledObject", "orchestrator")["spec"]["triggers"]
-    (trigger,) = (trigger for trigger in triggers if trigger["type"] == "rabbitmq")
+    trigger = _trigger(manifests, "rabbitmq")
     (queue,) = (queue for queue in QUEUES if "session.requested" in queue.bindings)
     assert trigger["metadata"]["queueName"] == queue.name
     assert trigger["metadata"]["protocol"] == "http", "amqp does not see what is delivered and not yet acknowledged"
+    assert int(trigger["metadata"]["value"]) == _slots(manifests)
+
+
+def test_full_orchestrators_ask_for_more_of_them(manifests: Manifests) -> None:
+    trigger = _trigger(manifests, "postgresql")
+    # An autoscaler leaves a tenth more or less as it is.
+    assert _slots(manifests) / int(trigger["metadata"]["targetQueryValue"]) > 1.1
+    states = set(re.findall(r"'(\w+)'", trigger["metadata"]["query"]))
+    assert states == set(NEXT) - {"finished"}
+    (secret,) = manifests.one("TriggerAuthentication", trigger["authenticationRef"]["name"])["spec"]["secretTargetRef"]
+    assert secret["parameter"] == "connection"
+    (container,) = manifests.pod("orchestrator").spec["containers"]
+    (dsn,) = (v for v in container["env"] if v["name"] == "ORCHESTRATOR_DATABASE_URL")
+    assert {name: secret[name] for name in ("name", "key")} == dsn["valueFrom"]["secretKeyRef"]
+
+
+def _trigger(manifests: Manifests, kind: str) -> Object:
+    triggers = manifests.one("ScaledObject", "orchestrator")["spec"]["triggers"]
+    (trigger,) = (trigger for trigger in triggers if trigger["type"] == kind)
+    assert trigger["authenticationRef"]["name"] in manifests.names("TriggerAuthentication")
+    return cast("Object", trigger)
+
+
+def _slots(manifests: Manifests) -> int:
     (container,) = manifests.pod("orchestrator").spec["containers"]
     settings = settings_of("orchestrator", manifests.environment(container))
     assert isinstance(settings, OrchestratorSettings)
-    assert int(trigger["metadata"]["value"]) == settings.slots
-    assert trigger["authenticationRef"]["name"] in manifests.names("TriggerAuthentication")
+    return settings.slots
