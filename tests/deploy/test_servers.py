@@ -72,11 +72,14 @@ def test_quorum_queues_have_their_three_nodes_and_large_messages_pass(manifests:
     assert spec["replicas"] == 3
     assert spec["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert manifests.one("PodDisruptionBudget", "rabbitmq")["spec"]["maxUnavailable"] == 1
-    bytes_max = re.search(r"^max_message_size = (\d+)$", spec["rabbitmq"]["additionalConfig"], re.MULTILINE)
-    assert bytes_max
+    config = dict(re.findall(r"^(\S+) = (.+)$", spec["rabbitmq"]["additionalConfig"], re.MULTILINE))
+    membership = "quorum_queue.continuous_membership_reconciliation"
+    assert config[f"{membership}.enabled"] == "true", "a queue that one node made has one replica for ever"
+    assert config[f"{membership}.target_group_size"] == "3"
+    assert config[f"{membership}.auto_remove"] == "false"
     compose = yaml.safe_load((REPOSITORY / "deploy" / "compose.yaml").read_text())["services"]["rabbitmq"]
     assert compose["environment"]["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"] == (
-        f"-rabbit max_message_size {bytes_max.group(1)}"
+        f"-rabbit max_message_size {config['max_message_size']}"
     )
 
 
