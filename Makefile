@@ -49,10 +49,11 @@ bench-growth: .venv/.ready-bench ## the cost of a request at 1,000 and at 1,000,
 types: $(READY) ## mypy --strict
 	@.venv/bin/mypy
 
-openapi: $(READY) ## write openapi.json, asyncapi.yaml and docs/metrics.md from the code
+openapi: $(READY) ## write openapi.json, asyncapi.yaml and docs/metrics.md from the code, PrometheusRule from the alerts
 	@$(PYTHON) -m scripts.openapi
 	@$(PYTHON) -m scripts.asyncapi
 	@$(PYTHON) -m scripts.metrics
+	@$(PYTHON) -m scripts.prometheus_rule
 
 k8s: $(READY) ## render deploy/k8s and check it and the Dockerfile; needs kubectl or kustomize
 	@sh deploy/k8s/check.sh

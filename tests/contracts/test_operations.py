@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from scripts import metrics
+from scripts import metrics, prometheus_rule
 
 ROOT: Final = metrics.ROOT
 OBSERVABILITY: Final = ROOT / "deploy" / "observability"
@@ -101,6 +101,12 @@ def test_every_link_leads_somewhere(file: str) -> None:
 
 def test_the_list_of_metrics_is_what_the_code_has() -> None:
     assert metrics.FILE.read_text() == metrics.text(), "run `make openapi`"
+
+
+def test_the_prometheus_operator_gets_the_same_alerts() -> None:
+    assert prometheus_rule.FILE.read_text() == prometheus_rule.text(), "run `make openapi`"
+    alerts = yaml.safe_load((OBSERVABILITY / "alerts.yaml").read_text())
+    assert yaml.safe_load(prometheus_rule.text())["spec"] == alerts
 
 
 def test_every_metric_says_what_it_counts(known: dict[str, metrics.Metric]) -> None:

@@ -129,3 +129,12 @@ def rendered(folder: Path) -> Manifests:
         pytest.skip("kustomize is not installed; `make k8s` runs this")
     assert answer.returncode == 0, answer.stderr
     return Manifests(tuple(yaml.safe_load_all(answer.stdout)), rendered=True)
+
+
+def overlay_of(folder: Path, component: str, more: str = "") -> None:
+    """Write into the folder an overlay of base and one component."""
+    up = "/".join([".."] * (len(folder.resolve().parts) - 1)) + str(K8S)
+    maps = "configMapGenerator: [{name: models, literals: [models.toml=]}, {name: plans, literals: [plans.toml=]}]\n"
+    (folder / "kustomization.yaml").write_text(
+        f"resources: [{up}/base]\ncomponents: [{up}/components/{component}]\n{maps}{more}"
+    )

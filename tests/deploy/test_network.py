@@ -105,12 +105,3 @@ def test_the_public_route_shows_one_path_of_billing_and_the_api(manifests: Manif
     assert shown == [("Exact", "/webhooks/stripe", "billing", 8082), ("PathPrefix", "/v1/", "gateway", 8080)]
     for *_, service, port in shown:
         assert [p["port"] for p in manifests.one("Service", service)["spec"]["ports"]] == [port]
-
-
-def test_prometheus_finds_every_service_by_its_ops_port(manifests: Manifests) -> None:
-    monitor = manifests.one("PodMonitor", "parley")["spec"]
-    (expression,) = monitor["selector"]["matchExpressions"]
-    assert set(expression["values"]) == set(SERVICES)
-    assert [(endpoint["port"], endpoint["path"]) for endpoint in monitor["podMetricsEndpoints"]] == [
-        ("ops", "/metrics")
-    ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.manifests import K8S, NAME, SERVICES, Manifests, Object, rendered, settings_of, written
+from tests.deploy.manifests import K8S, NAME, SERVICES, Manifests, Object, overlay_of, rendered, settings_of, written
 from tests.deploy.restricted import violations
 
 
@@ -170,9 +170,5 @@ def test_each_deployment_has_one_autoscaler_that_goes_down_slowly(manifests: Man
 
 @pytest.mark.parametrize("component", sorted(folder.name for folder in (K8S / "components").iterdir()))
 def test_each_component_works_without_the_others(component: str, tmp_path: Path) -> None:
-    up = "/".join([".."] * (len(tmp_path.resolve().parts) - 1)) + str(K8S)
-    (tmp_path / "kustomization.yaml").write_text(
-        f"resources: [{up}/base]\ncomponents: [{up}/components/{component}]\n"
-        "configMapGenerator: [{name: models, literals: [models.toml=]}, {name: plans, literals: [plans.toml=]}]\n"
-    )
+    overlay_of(tmp_path, component)
     assert {pod.name for pod in rendered(tmp_path).pods()} == {*SERVICES, "migrate"}
