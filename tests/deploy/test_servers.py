@@ -10,6 +10,7 @@ from services.orchestrator.task import NEXT
 from shared.messaging.consumer import REDELIVERIES_MAX
 from shared.messaging.topology import QUEUES
 from tests.deploy.manifests import REPOSITORY, SERVICES, Manifests, Object, settings_of
+from tests.deploy.test_time_budget import seconds_to_end
 
 RESERVED_CONNECTIONS = 20
 """For the superuser, the operator and an operator's own look."""
@@ -20,9 +21,14 @@ def test_every_pool_at_its_largest_fits_the_servers_connections(manifests: Manif
     needed = RESERVED_CONNECTIONS + len(SERVICES) * MIGRATION_CONNECTIONS
     for service in SERVICES:
         (container,) = manifests.pod(service).spec["containers"]
-        surge = manifests.one("Deployment", service)["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
+        deployment = manifests.one("Deployment", service)["spec"]
         settings = settings_of(service, manifests.environment(container))
-        needed += (_replicas_max(manifests, service) + surge) * settings.database_pool_max
+        replicas = _replicas_max(manifests, service)
+        # A rollout does not wait for pods that drain: where that is longer than a start, all the old ones may be there.
+        starts_seconds = deployment["minReadySeconds"] + container["readinessProbe"]["periodSeconds"]
+        drains_longer = seconds_to_end(settings, listens=service in manifests.names("Service")) > starts_seconds
+        besides = replicas if drains_longer else deployment["strategy"]["rollingUpdate"]["maxSurge"]
+        needed += (replicas + besides) * settings.database_pool_max
     parameters = manifests.one("Cluster", "postgres")["spec"]["postgresql"]["parameters"]
     assert needed <= int(parameters["max_connections"])
 
