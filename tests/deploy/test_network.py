@@ -21,7 +21,11 @@ PODS = {
     "collector": Peer({NAME: "opentelemetry-collector"}, {NAMESPACE: "observability"}),
     "dns": Peer({"k8s-app": "kube-dns"}, {NAMESPACE: "kube-system"}),
 }
-PORTS = (53, 4318, 4369, 5432, 5672, 8000, 8080, 8082, 8083, 9080, 9081, 9082, 9083, 9187, 15672, 15692, 25672, 35672)
+AMQP = (5671, 5672)
+MANAGEMENT = (15671, 15672)
+BROKER_METRICS = (15691, 15692)
+OTHERS = (53, 4318, 4369, 5432, 8000, 8080, 8082, 8083, 9080, 9081, 9082, 9083, 9187, 25672, 35672)
+PORTS = (*OTHERS, *AMQP, *MANAGEMENT, *BROKER_METRICS)
 AMONG_NODES = (4369, 25672, 35672)
 OPS = {"gateway": 9080, "orchestrator": 9081, "billing": 9082, "results": 9083}
 MEANT = {
@@ -31,13 +35,13 @@ MEANT = {
     *((caller, "results", 8083) for caller in ("gateway", "orchestrator")),
     *((client, "postgres", 5432) for client in (*SERVICES, "migrate", "postgres", "postgres operator", "keda")),
     *((client, "postgres", 8000) for client in ("postgres", "postgres operator")),
-    *((client, "rabbitmq", 5672) for client in (*SERVICES, "subscriber")),
-    *((client, "rabbitmq", 15672) for client in ("keda", "rabbitmq operator")),
+    *((client, "rabbitmq", port) for client in (*SERVICES, "subscriber") for port in AMQP),
+    *((client, "rabbitmq", port) for client in ("keda", "rabbitmq operator") for port in MANAGEMENT),
     *(("rabbitmq", "rabbitmq", port) for port in AMONG_NODES),
     *(("prometheus", service, port) for service in SERVICES for port in OPS.values()),
     *((service, "collector", 4318) for service in SERVICES),
     ("prometheus", "postgres", 9187),
-    ("prometheus", "rabbitmq", 15692),
+    *(("prometheus", "rabbitmq", port) for port in BROKER_METRICS),
     *((pod, "dns", 53) for pod in (*SERVICES, "migrate", "postgres", "rabbitmq", "stray")),
 }
 
