@@ -7,6 +7,7 @@ import pytest
 from tests.deploy.manifests import NAME, SERVICES, Manifests, written
 from tests.deploy.network import NAMESPACE, Peer, is_open
 
+COMPONENT = "app.kubernetes.io/component"
 PODS = {
     **{name: Peer({NAME: name}) for name in (*SERVICES, "migrate", "rabbitmq")},
     "postgres": Peer({"cnpg.io/cluster": "postgres"}),
@@ -18,7 +19,8 @@ PODS = {
     "rabbitmq operator": Peer({}, {NAMESPACE: "rabbitmq-system"}),
     "subscriber": Peer({}, {NAMESPACE: "shop", "parley.example.com/subscriber": "true"}),
     "neighbour": Peer({}, {NAMESPACE: "shop"}),
-    "collector": Peer({NAME: "opentelemetry-collector"}, {NAMESPACE: "observability"}),
+    "collector of Helm": Peer({NAME: "opentelemetry-collector"}, {NAMESPACE: "observability"}),
+    "collector of the operator": Peer({COMPONENT: "opentelemetry-collector"}, {NAMESPACE: "observability"}),
     "dns": Peer({"k8s-app": "kube-dns"}, {NAMESPACE: "kube-system"}),
 }
 AMQP = (5671, 5672)
@@ -39,7 +41,7 @@ MEANT = {
     *((client, "rabbitmq", port) for client in ("keda", "rabbitmq operator") for port in MANAGEMENT),
     *(("rabbitmq", "rabbitmq", port) for port in AMONG_NODES),
     *(("prometheus", service, port) for service in SERVICES for port in OPS.values()),
-    *((service, "collector", 4318) for service in SERVICES),
+    *((service, f"collector of {maker}", 4318) for service in SERVICES for maker in ("Helm", "the operator")),
     ("prometheus", "postgres", 9187),
     *(("prometheus", "rabbitmq", port) for port in BROKER_METRICS),
     *((pod, "dns", 53) for pod in (*SERVICES, "migrate", "postgres", "rabbitmq", "stray")),

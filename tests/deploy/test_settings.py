@@ -6,6 +6,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 
 from services.billing.policy import load_policy
 from services.gateway.models import read_model_names
@@ -15,6 +16,7 @@ from shared.config import ServiceSettings
 from tests.deploy.manifests import K8S, SERVICES, Manifests, Object, Pod, settings_of
 
 READ_BY_THE_DRIVER = {"PGSSLMODE", "PGSSLROOTCERT"}
+READ_BY_THE_SDK_OF_TRACES = {"OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"}
 SECRET_ROW = re.compile(r"^\| (?P<names>`[a-z`, -]+`) \| (?P<keys>.+) \|$", re.MULTILINE)
 QUOTED = re.compile(r"`([a-z-]+)`")
 ENV_FROM_A_WHOLE_SECRET = "provider-keys"
@@ -39,7 +41,16 @@ def test_every_service_has_all_it_needs_and_nothing_misspelt(manifests: Manifest
         given |= set(environ)
         own = manifests.config(_config_of(container, f"{service}-settings"))
         assert set(own) <= _variables(settings)
-    assert given - known <= READ_BY_THE_DRIVER
+    assert given - known <= READ_BY_THE_DRIVER | READ_BY_THE_SDK_OF_TRACES
+
+
+def test_a_part_of_the_requests_is_traced(manifests: Manifests, monkeypatch: pytest.MonkeyPatch) -> None:
+    (container,) = manifests.pod("gateway").spec["containers"]
+    environ = manifests.environment(container)
+    for name in READ_BY_THE_SDK_OF_TRACES:
+        monkeypatch.setenv(name, environ[name])
+    sampler = TracerProvider(shutdown_on_exit=False).sampler
+    assert "root:TraceIdRatioBased{0.05}" in sampler.get_description()
 
 
 def _config_of(container: Object, name: str) -> str:
