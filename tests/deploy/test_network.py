@@ -21,6 +21,7 @@ PODS = {
     "neighbour": Peer({}, {NAMESPACE: "shop"}),
     "collector of Helm": Peer({NAME: "opentelemetry-collector"}, {NAMESPACE: "observability"}),
     "collector of the operator": Peer({COMPONENT: "opentelemetry-collector"}, {NAMESPACE: "observability"}),
+    "neighbour of collectors": Peer({}, {NAMESPACE: "observability"}),
     "dns": Peer({"k8s-app": "kube-dns"}, {NAMESPACE: "kube-system"}),
 }
 AMQP = (5671, 5672)
