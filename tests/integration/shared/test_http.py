@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp import web
@@ -14,6 +13,7 @@ from shared.http import CannotListen, HttpServer, json_response, make_app, ops_a
 from shared.http_client import CallFailed, HttpClient, InternalApi, PeerRefused, Timeouts
 from tests.support.guard import GUARD_SECONDS
 from tests.support.ports import free_port
+from tests.support.sockets import RawPeer, raw_peer, serving
 
 TOKEN = "0123456789abcdef"
 
@@ -42,17 +42,6 @@ def _app(*, body_seconds_max: float = GUARD_SECONDS) -> web.Application:
     app = make_app(middlewares=[require_service_token(TOKEN)], body_bytes_max=1000, body_seconds_max=body_seconds_max)
     app.add_routes([web.post("/orders", order), web.get("/fail/{how}", fail), web.post("/internal/orders", order)])
     return app
-
-
-@asynccontextmanager
-async def _serving(app: web.Application) -> AsyncIterator[str]:
-    port = free_port()
-    server = HttpServer(app, host="127.0.0.1", port=port, drain_seconds=0.1)
-    await server.start()
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        await server.stop()
 
 
 @pytest.fixture
@@ -86,7 +75,7 @@ async def client() -> AsyncIterator[HttpClient]:
 async def test_every_body_gets_its_exact_answer(
     client: HttpClient, body: bytes, content_type: str, status: int, code: str | None
 ) -> None:
-    async with _serving(_app()) as url:
+    async with serving(_app()) as url:
         answer = await client.request(
             "POST", f"{url}/orders", content=body, headers={"content-type": content_type}, total_seconds=GUARD_SECONDS
         )
@@ -111,14 +100,14 @@ async def test_every_body_gets_its_exact_answer(
     ],
 )
 async def test_every_error_is_a_problem(client: HttpClient, path: str, status: int, code: str) -> None:
-    async with _serving(_app()) as url:
+    async with serving(_app()) as url:
         answer = await client.request("GET", url + path, total_seconds=GUARD_SECONDS)
     assert (answer.status, json.loads(answer.body)["code"]) == (status, code)
     assert b"canary" not in answer.body
 
 
 async def test_a_body_that_trickles_is_given_up(client: HttpClient) -> None:
-    async with _serving(_app(body_seconds_max=0.3)) as url:
+    async with serving(_app(body_seconds_max=0.3)) as url:
         host, port = url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(
@@ -135,7 +124,7 @@ async def test_a_body_that_trickles_is_given_up(client: HttpClient) -> None:
     [b"GARBAGE\r\n\r\n", b"GET / HTTP/1.1\r\nAuthorization: Bearer canary\x01\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"],
 )
 async def test_what_is_not_http_gets_a_problem_that_quotes_nothing(garbage: bytes) -> None:
-    async with _serving(_app()) as url:
+    async with serving(_app()) as url:
         host, port = url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(garbage)
@@ -149,7 +138,7 @@ async def test_what_is_not_http_gets_a_problem_that_quotes_nothing(garbage: byte
 
 
 async def test_a_port_in_use_is_one_clear_error() -> None:
-    async with _serving(_app()) as url:
+    async with serving(_app()) as url:
         taken = HttpServer(_app(), host="127.0.0.1", port=int(url.rpartition(":")[2]), drain_seconds=0)
         with pytest.raises(CannotListen, match="cannot listen on"):
             await taken.start()
@@ -159,7 +148,7 @@ async def test_a_port_in_use_is_one_clear_error() -> None:
 async def test_readiness_follows_its_checks(client: HttpClient) -> None:
     checks, dependencies = {"serving": True}, {"broker": False}
     ops = ops_app({"serving": lambda: checks["serving"]}, {"broker": lambda: dependencies["broker"]})
-    async with _serving(ops) as url:
+    async with serving(ops) as url:
         assert (await client.request("GET", f"{url}/readyz", total_seconds=GUARD_SECONDS)).status == 200
         checks["serving"] = False
         answer = await client.request("GET", f"{url}/readyz", total_seconds=GUARD_SECONDS)
@@ -182,7 +171,7 @@ async def test_an_internal_call_carries_the_token_and_the_account(client: HttpCl
 
     app = make_app(middlewares=[require_service_token(TOKEN)], body_bytes_max=1000)
     app.add_routes([web.get("/internal/things", answer), web.post("/internal/things", answer)])
-    async with _serving(app) as url:
+    async with serving(app) as url:
         api = InternalApi(client, url, TOKEN, peer="things")
         assert json.loads(await api.get("/internal/things", account_id="acct_1", params={"q": "a b&c"})) == {"ok": True}
         assert json.loads(await api.post("/internal/things", Order(name="a", amount=1))) == {"ok": True}
@@ -194,25 +183,6 @@ async def test_an_internal_call_carries_the_token_and_the_account(client: HttpCl
     assert seen[0] == (f"Bearer {TOKEN}", "acct_1")
     assert (refused.value.status, refused.value.code) == (404, "thing_not_found")
     assert unauthorized.value.status == 401
-
-
-RawPeer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@asynccontextmanager
-async def _raw_peer(behave: RawPeer) -> AsyncIterator[str]:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await reader.readuntil(b"\r\n\r\n")
-            await behave(reader, writer)
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
 
 
 async def _closes_at_once(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -279,7 +249,7 @@ async def _too_much(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 async def test_each_way_of_failing_has_its_kind(client: HttpClient, behave: RawPeer, kind: str) -> None:
     # Where something comes at last it is waited for: on a slow machine a short patience would see a timeout everywhere.
     patience = Timeouts(read_seconds=0.2 if kind == "timeout" else GUARD_SECONDS)
-    async with _raw_peer(behave) as url:
+    async with raw_peer(behave) as url:
         with pytest.raises(CallFailed) as failed:
             await client.request("GET", url, total_seconds=GUARD_SECONDS, timeouts=patience, body_bytes_max=1000)
     assert (failed.value.kind, failed.value.maybe_sent) == (kind, True)
@@ -298,7 +268,7 @@ async def test_the_total_bound_holds_whatever_trickles(client: HttpClient) -> No
             writer.write(b"x")
             await asyncio.sleep(0.01)
 
-    async with _raw_peer(trickles) as url:
+    async with raw_peer(trickles) as url:
         with pytest.raises(CallFailed) as failed:
             await client.request("GET", url, total_seconds=0.2)
     assert failed.value.kind == "timeout"
@@ -313,7 +283,7 @@ async def test_cookies_of_one_answer_are_not_sent_with_the_next_call(client: Htt
 
     app = make_app(body_bytes_max=1000)
     app.add_routes([web.get("/", answer)])
-    async with _serving(app) as url:
+    async with serving(app) as url:
         for _ in range(2):
             await client.request("GET", url, total_seconds=GUARD_SECONDS)
     assert cookies == [None, None]
