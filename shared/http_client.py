@@ -12,6 +12,9 @@ from typing import Final, Literal
 
 import aiohttp
 import httpx
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from httpx_aiohttp import AiohttpTransport
 from pydantic import BaseModel, ValidationError
 
@@ -78,8 +81,11 @@ class StreamedResponse:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives; raises CallFailed when it stalls, is cut, or grows over the limit."""
+        # We ask for none. Decoding has no bound of its own: a few hundred bytes may stand for hundreds of megabytes.
+        if self.headers.get("content-encoding", "").lower() not in ("", "identity"):
+            raise CallFailed("protocol", maybe_sent=True)
         received_bytes = 0
-        arriving = self._response.aiter_bytes()
+        arriving = self._response.aiter_raw()
         while (chunk := await self._next(arriving)) is not None:
             received_bytes += len(chunk)
             if received_bytes > self._body_bytes_max:
@@ -97,8 +103,20 @@ class StreamedResponse:
         return b"".join([chunk async for chunk in self.chunks()])
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Lets go of a pooled connection on which something has come that nobody asked for: it would be taken for the next
+    call's answer."""
+
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
+        while (connection := await super()._get(key, traces)) is not None:
+            if connection.protocol is not None and not connection.protocol.should_close:
+                return connection
+            connection.close()
+        return None
+
+
 class HttpClient(Resource):
-    """One pool of connections for a process. No cookies, no redirects, no retries.
+    """One pool of connections for a process. No cookies, no redirects, no retries, no compressed answers.
 
     Requests go to the transport itself: all that httpx's client does around it would be switched off here, and is a
     quarter of what a call costs.
@@ -112,10 +130,12 @@ class HttpClient(Resource):
     async def start(self) -> None:
         # By itself the session would send one account's cookies with the next one's call.
         session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._connections_max, keepalive_timeout=self._idle_seconds),
+            connector=_Connector(limit=self._connections_max, keepalive_timeout=self._idle_seconds),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": "parley"},
+            headers={"User-Agent": "parley", "Accept-Encoding": "identity"},
         )
+        # Or it would send a GET a second time where the connection broke; aiohttp has no public option for it.
+        session._retry_connection = False
         # The session has its own TLS settings; the transport's are for a session that it makes itself. By default it
         # would read the certificates of every authority once more, which takes some 25 ms.
         self._transport = AiohttpTransport(client=session, verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
