@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeAlias, TypeVar
 
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.typedefs import Handler, Middleware
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -93,16 +94,20 @@ def make_app(
 
 
 async def read_body(request: web.Request) -> bytes:
-    """The body as it was sent; 413 where it is too large, 408 where it comes too slowly."""
+    """The body as it was sent; 413 where it is too large, 408 where it comes too slowly, 415 where it is encoded."""
     limit = request.app[_BODY_BYTES_MAX]
     too_large = Problem(413, "body_too_large", f"The body may have at most {limit} bytes.")
     if (request.content_length or 0) > limit:
         raise too_large
+    if request.headers.get("content-encoding", "").lower() not in ("", "identity"):
+        raise Problem(415, "unsupported_content_encoding", "Send the body as it is, without a Content-Encoding.")
     try:
         async with asyncio.timeout(request.app[_BODY_SECONDS_MAX]):
             return await request.read()
     except TimeoutError:
         raise Problem(408, "body_too_slow", "The body did not arrive in time.") from None
+    except OSError:  # the client's network, not ours: nobody is left to read this, but it is counted
+        raise Problem(400, "body_incomplete", "The connection was lost before the body had arrived.") from None
     except web.HTTPRequestEntityTooLarge:
         raise too_large from None
 
@@ -214,6 +219,8 @@ class _Connection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """The call is over when its reader has taken the answer."""
+        if isinstance(resp, web.HTTPException):  # aiohttp judges an Expect before any middleware
+            resp = problem_response(_from_aiohttp(resp))
         with self._traffic.call():
             return await super().finish_response(request, resp, start_time)
 
@@ -227,7 +234,10 @@ class _Connection(web.RequestHandler):
         if status >= 500 or request.writer.output_size > 0:
             return super().handle_error(request, status, exc)
         log.info("http.malformed", error=type(exc).__name__)
-        response = problem_response(Problem(status, "malformed_http", "What was sent is not HTTP."))
+        problem = Problem(400, "malformed_http", "What was sent is not HTTP, or has too many headers.")
+        if isinstance(exc, LineTooLong):
+            problem = Problem(431, "header_too_long", f"A header or the URL has more than {exc.args[1]} bytes.")
+        response = problem_response(problem)
         response.headers["Server"] = "parley"
         response.force_close()
         return response
@@ -237,7 +247,8 @@ class _Server(web.Server):
     traffic: _Traffic
 
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self, self.traffic, loop=self._loop, **self._kwargs)
+        # An encoded body is refused where it is read: decoded here, a broken one would take the connection with it.
+        return _Connection(self, self.traffic, loop=self._loop, auto_decompress=False, **self._kwargs)
 
 
 class _Runner(web.AppRunner):
@@ -336,8 +347,7 @@ async def _observed(request: web.Request, handler: RouteHandler) -> web.StreamRe
 
 async def _mark(request: web.Request, response: web.StreamResponse) -> None:
     """Streams send their head long before they are over, so it is marked when it goes."""
-    if _CALL_ID in request:  # not where aiohttp itself refused the call
-        response.headers["X-Request-Id"] = request[_CALL_ID]
+    response.headers["X-Request-Id"] = request.get(_CALL_ID) or new_id("call")  # none where aiohttp refused the call
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Server"] = "parley"
 
@@ -367,10 +377,10 @@ def _from_aiohttp(error: web.HTTPException) -> Problem:
             return Problem(404, "route_not_found", "There is no such route.")
         case 405:
             return Problem(405, "method_not_allowed", "This route has no such method.", headers=allowed)
-        case 413:
-            return Problem(413, "body_too_large", "The body is too large.")
-        case status:
-            return Problem(status, "http_error", error.reason)
+        case 417:
+            return Problem(417, "expectation_failed", "The only Expect that is known here is 100-continue.")
+        case _:
+            return Problem(400, "http_error", error.reason)
 
 
 def _has_bad_text(document: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -56,9 +57,9 @@ def query(name: str, line: str, code: str = "invalid_parameter") -> Case:
     return Case(name, line, 422, code)
 
 
-def raw(name: str, text: str, status: int = 400) -> Case:
+def raw(name: str, text: str, status: int = 400, code: str = "malformed_http") -> Case:
     """Something that is not HTTP."""
-    return Case(name, "", status, "malformed_http", raw=text.encode("latin-1"))
+    return Case(name, "", status, code, raw=text.encode("latin-1"))
 
 
 CASES: Final = (
@@ -102,6 +103,22 @@ CASES: Final = (
     Case("a body nested without end", POST_REQUEST, 400, "invalid_json", "[" * 100_000, (JSON,)),
     Case("a number without end", POST_REQUEST, 400, "invalid_json", '{"input":' + "9" * 5000 + "}", (JSON,)),
     Case("a form", POST_REQUEST, 415, "unsupported_media_type", "input=x", (("Content-Type", "text/plain"),)),
+    Case(
+        "a body that is compressed",
+        POST_REQUEST,
+        415,
+        "unsupported_content_encoding",
+        gzip.compress(b'{"input":"x"}'),
+        (JSON, ("Content-Encoding", "gzip")),
+    ),
+    Case(
+        "a body that is not what it says",
+        POST_REQUEST,
+        415,
+        "unsupported_content_encoding",
+        '{"input":"x"}',
+        (JSON, ("Content-Encoding", "deflate")),
+    ),
     Case("a body too large", POST_REQUEST, 413, "body_too_large", "a" * (8 * 2**20), (JSON,)),
     # JSON that is not as documented.
     field("a list", "[]"),
@@ -150,6 +167,7 @@ CASES: Final = (
         "invalid_last_event_id",
         headers=(("Last-Event-ID", "x"),),
     ),
+    Case("another Expect", "GET /v1/sessions", 417, "expectation_failed", headers=(("Expect", "foo"),)),
     # Query strings.
     query("an empty page", "GET /v1/sessions?limit=0"),
     query("too large a page", "GET /v1/sessions?limit=101"),
@@ -167,7 +185,13 @@ CASES: Final = (
     raw("an unknown version", "GET /v1/sessions HTTP/9.9\r\nHost: x\r\n\r\n"),
     raw("a header without a colon", "GET /v1/sessions HTTP/1.1\r\nHost: x\r\nnonsense\r\n\r\n"),
     raw("a NUL in a header", "GET /v1/sessions HTTP/1.1\r\nHost: x\r\nA: b\0c\r\n\r\n"),
-    raw("a header too long", f"GET /v1/sessions HTTP/1.1\r\nHost: x\r\nA: {'b' * 100_000}\r\n\r\n"),
+    raw(
+        "a header too long",
+        f"GET /v1/sessions HTTP/1.1\r\nHost: x\r\nA: {'b' * 100_000}\r\n\r\n",
+        431,
+        "header_too_long",
+    ),
+    raw("a URL too long", f"GET /v1/{'a' * 9_000} HTTP/1.1\r\nHost: x\r\n\r\n", 431, "header_too_long"),
     raw("a negative length", "POST /v1/sessions HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n{}"),
     raw(
         "two ways to end a body",
