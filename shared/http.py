@@ -164,7 +164,7 @@ def _path_of(problem: ErrorDetails, document: object) -> str:
 
 def _message_of(problem: ErrorDetails) -> str:
     # pydantic's own quote the value, or name what is ours and Python's.
-    message = _MESSAGES.get(problem["type"], problem["msg"])
+    message = _MESSAGES.get(problem["type"], problem["msg"]).removeprefix("Value error, ")
     return message.replace("Tuple should", "Array should").replace("Dictionary should", "Object should")
 
 

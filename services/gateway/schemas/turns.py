@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Annotated, Final, Literal, TypeAlias
 
-from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
+from pydantic import Discriminator, Field, Tag, TypeAdapter, field_validator
 
 from services.gateway.schemas.base import TEXT_LENGTH_MAX, Incoming, JsonObject, Metadata, ModelName, Text, ToolName
 from shared.contracts.content import FunctionCallOutputItem, Item, MessageItem
@@ -147,11 +148,12 @@ class CreateRequest(Incoming):
     deadline_seconds: int | None = Field(default=None, ge=1, le=DEADLINE_SECONDS_MAX)
     metadata: Metadata = Field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _name_each_tool_once(self) -> CreateRequest:
-        if len({function.name for function in self._functions()}) < len(self.tools):
+    @field_validator("tools")
+    @classmethod
+    def _name_each_tool_once(cls, tools: tuple[AnyTool, ...]) -> tuple[AnyTool, ...]:
+        if len({function.name for function in _functions(tools)}) < len(tools):
             raise ValueError("two tools have the same name")
-        return self
+        return tools
 
     def items(self) -> tuple[Item, ...]:
         """The input as the other services word it."""
@@ -169,7 +171,7 @@ class CreateRequest(Incoming):
         """The part of CallSettings that this body says; tools and formats in their flat form."""
         said = self.model_dump(include={"max_output_tokens", "temperature"}, exclude_none=True)
         if self.tools:
-            functions = [function.model_dump(exclude={"type"}, exclude_none=True) for function in self._functions()]
+            functions = [tool.model_dump(exclude={"type"}, exclude_none=True) for tool in _functions(self.tools)]
             said["tools"] = [{"type": "function", **function} for function in functions]
         if isinstance(self.response_format, NestedJsonSchemaFormat):
             named_schema = self.response_format.json_schema.model_dump(by_alias=True)
@@ -185,8 +187,9 @@ class CreateRequest(Incoming):
         texts = (item.content if isinstance(item, UserMessage) else item.output for item in self.input)
         return sum(len(text.encode()) for text in texts)
 
-    def _functions(self) -> list[Function]:
-        return [tool.function if isinstance(tool, NestedTool) else tool for tool in self.tools]
+
+def _functions(tools: Iterable[AnyTool]) -> list[Function]:
+    return [tool.function if isinstance(tool, NestedTool) else tool for tool in tools]
 
 
 def _to_contract(item: UserMessage | FunctionCallOutput) -> Item:

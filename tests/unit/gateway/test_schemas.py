@@ -175,6 +175,14 @@ WRONG: dict[str, tuple[dict[str, Any], list[dict[str, str]]]] = {
         {"input": "a", "response_format": {"type": "json_schema"}},
         [{"path": "response_format.schema", "message": "Field required"}],
     ),
+    "two tools of one name": (
+        {"input": "a", "tools": [{"type": "function", **FUNCTION}, {"type": "function", "function": FUNCTION}]},
+        [{"path": "tools", "message": "two tools have the same name"}],
+    ),
+    "a schema nested without end": (
+        {"input": "a", "response_format": {"type": "json_schema", "schema": nested(65)}},
+        [{"path": "response_format.schema", "message": "must be nested at most 64 levels deep"}],
+    ),
     "metadata that is a list": (
         {"input": "a", "metadata": []},
         [{"path": "metadata", "message": "Input should be a valid object"}],
