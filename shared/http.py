@@ -28,8 +28,9 @@ Model = TypeVar("Model", bound=BaseModel)
 RouteHandler: TypeAlias = Handler
 
 PROBLEM_CONTENT_TYPE: Final = "application/problem+json"
-KEEP_ALIVE_SECONDS: Final = 75.0
-"""Longer than the idle time of common proxies, so that the proxy closes first."""
+KEEP_ALIVE_SECONDS: Final = 620.0
+"""Longer than balancers keep an idle connection, so that they close first and send no call into our close: nginx and
+AWS keep one for 60 s, Google 600 s. Envoy's hour has to be set down."""
 _LISTEN_BACKLOG: Final = 4096
 _CUT_SECONDS: Final = 1.0
 """For a handler to notice that its call was cut."""

@@ -13,12 +13,14 @@ import pytest
 import uvloop
 from aiohttp import web
 
-from shared.http import RouteHandler, json_response, make_app, read_body
+from shared import http_client
+from shared.http import KEEP_ALIVE_SECONDS, RouteHandler, json_response, make_app, read_body
 from shared.metrics import exposition
 from tests.support.guard import GUARD_SECONDS
 from tests.support.sockets import connected, serving
 
 PLAIN: Final = b'{"name":"a"}'
+GOOGLE_IDLE_SECONDS: Final = 600
 
 
 async def _upload(request: web.Request) -> web.Response:
@@ -175,3 +177,14 @@ async def test_a_refusal_of_the_library_has_one_code_and_one_status() -> None:
         writer.write(_head("/refused", method="GET"))
         status, _, text = await _answer(reader)
     assert (status, json.loads(text)["code"]) == (400, "http_error")
+
+
+async def test_an_idle_connection_outlives_balancers_and_clients_but_not_the_stop() -> None:
+    assert KEEP_ALIVE_SECONDS > GOOGLE_IDLE_SECONDS > http_client._PEER_IDLE_SECONDS
+    async with asyncio.timeout(GUARD_SECONDS), serving(_app()) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await reader.readline() == b"HTTP/1.1 404 Not Found\r\n"
+    async with asyncio.timeout(GUARD_SECONDS):
+        assert (await reader.read()).endswith(b"}")
+    writer.close()
