@@ -116,7 +116,9 @@ class EventWorker:
         customer_id = event.customer_id or await self._customer_of(event)
         await self._events.lock_customer(connection, customer_id)
         customer = await self._facts.select_customer(connection, customer_id)
-        if customer is None or customer.account_id is None or not (event.subscription_id or event.charge_id):
+        about_customer = event.subscription_id is None and event.charge_id is None
+        # Whoever was taken for deleted is read again: if he is there after all, so is what he has.
+        if customer is None or customer.account_id is None or customer.deleted or about_customer:
             touched = await self._look_at_customer(connection, customer_id, customer)
         elif event.subscription_id is not None:
             touched = await self._look_at_subscription(connection, customer, event.subscription_id)
@@ -173,7 +175,8 @@ class EventWorker:
         """Its owner and all of its subscriptions; the accounts whose facts may have changed."""
         now = self._clock.now()
         async with _bounded():
-            body = await self._stripe.customer(customer_id)
+            reading = self._stripe.customer if known is None else self._stripe.known_customer
+            body = await reading(customer_id)
             deleted = body is None or body.get("deleted") is True
             listed = [] if body is None or deleted else await self._stripe.subscriptions_of(customer_id)
         # What Stripe says of a deleted customer has no metadata any more: it stays with the account it had.
@@ -194,6 +197,8 @@ class EventWorker:
         now = self._clock.now()
         async with _bounded():
             body = await self._stripe.subscription(subscription_id)
+            if body is None:  # with a key of another account nothing is there: then not even its customer
+                await self._stripe.known_customer(customer.customer_id)
         previous = (await self._facts.select_subscriptions(connection, customer.customer_id)).get(subscription_id)
         if body is None and previous is None:
             raise _Ignored("subscription_unknown")

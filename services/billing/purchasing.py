@@ -74,9 +74,7 @@ class Purchasing:
         try:
             return await self._stripe.create_portal_session(customer_id, return_url)
         except StripeRefused as error:
-            if not error.misses_customer:
-                raise _refused(error) from error
-            await self._forget(account_id, customer_id)
+            await self._forget_if_deleted(account_id, customer_id, error)
             raise _no_customer() from error
 
     async def look_for_payment(self, account_id: str) -> None:
@@ -121,20 +119,28 @@ class Purchasing:
         try:
             return await self._made(self._checkout_params(account_id, customer_id, price, asked), checkout_id)
         except StripeRefused as error:
-            if not error.misses_customer:
-                raise _refused(error) from error
-        await self._forget(account_id, customer_id)
+            await self._forget_if_deleted(account_id, customer_id, error)
         try:
             new_id = await self._customer(account_id, instead_of=customer_id)
             return await self._made(self._checkout_params(account_id, new_id, price, asked), checkout_id)
         except StripeRefused as error:
             raise _refused(error) from error
 
+    async def _forget_if_deleted(self, account_id: str, customer_id: str, error: StripeRefused) -> None:
+        """Raises what the refused call is answered with, unless it was refused because the customer was deleted."""
+        if not error.misses_customer:
+            raise _refused(error) from error
+        if not (await self._stripe.known_customer(customer_id)).get("deleted"):
+            raise _refused(error) from error
+        await self._forget(account_id, customer_id)
+
     async def _forget(self, account_id: str, customer_id: str) -> None:
-        """A customer that Stripe does not know any more; what he had is looked at as if Stripe had told of his end."""
+        """A customer that Stripe has deleted; what he had is looked at as if Stripe had told of his end."""
         log.warning("customer.gone", account_id=account_id, customer_id=customer_id)
         await self._keep_customer(Customer(customer_id, account_id, deleted=True))
-        look = look_event(f"gone:{customer_id}", customer_id=customer_id, subscription_id=None)
+        look = look_event(
+            f"gone:{customer_id}:{self._clock.now():%Y%m%d%H}", customer_id=customer_id, subscription_id=None
+        )
         if await self._stores.events.insert_events_if_new([look]):
             self._on_stored()
 

@@ -11,7 +11,7 @@ from services.billing.store.events import EventStore
 from services.billing.store.facts import FactStore
 from services.billing.stripe_client import Body, StripeClient
 from services.billing.stripe_event import EventMalformed, StripeEvent, look_event, parse_event
-from services.billing.subscription import NotASubscription, following, is_news, read_subscription
+from services.billing.subscription import TERMINAL_STATUSES, NotASubscription, following, is_news, read_subscription
 from shared.clock import Clock
 from shared.logs import get_logger
 from shared.metrics import counter
@@ -85,8 +85,10 @@ class Reconciler:
                 continue
             previous = known.get(listed.subscription_id)
             if previous is not None and previous.customer_deleted:
-                continue
-            if is_news(previous, following(previous, listed)):
+                # Of a deleted customer nothing lives on: this one is there, and all he has is to be read again.
+                if listed.status not in TERMINAL_STATUSES:
+                    looks.append(_look(None, listed.customer_id, f"{now:%Y%m%d%H}:there"))
+            elif is_news(previous, following(previous, listed)):
                 looks.append(_look(listed.subscription_id, listed.customer_id, f"{now:%Y%m%d%H}:{body!r}"))
         return await self._insert(looks, "difference")
 
@@ -105,10 +107,13 @@ class Reconciler:
         return found
 
 
-def _look(subscription_id: str, customer_id: str, why: str) -> StripeEvent:
-    """Its id comes from the difference and the hour, so that replicas that find the same leave one row."""
+def _look(subscription_id: str | None, customer_id: str, why: str) -> StripeEvent:
+    """At a subscription, or at a customer and all he has. Its id comes from the difference and the hour, so that replicas
+    that find the same leave one row."""
     digest = hashlib.sha256(why.encode(errors="replace")).hexdigest()[:16]
-    return look_event(f"look:{subscription_id}:{digest}", customer_id=customer_id, subscription_id=subscription_id)
+    return look_event(
+        f"look:{subscription_id or customer_id}:{digest}", customer_id=customer_id, subscription_id=subscription_id
+    )
 
 
 def _parsed(body: Body) -> StripeEvent | None:

@@ -12,8 +12,11 @@ import aiohttp
 import stripe
 
 from shared.errors import ParleyError, Transient
+from shared.logs import get_logger
 from shared.metrics import histogram
 from shared.resource import Resource
+
+log = get_logger(__name__)
 
 Body: TypeAlias = dict[str, Any]
 Result = TypeVar("Result")
@@ -89,6 +92,15 @@ class StripeClient(Resource):
     async def customer(self, customer_id: str) -> Body | None:
         """A deleted one is `{"id": ..., "deleted": true}`."""
         return await self._found("customer", self._v1.customers.retrieve_async(customer_id))
+
+    async def known_customer(self, customer_id: str) -> Body:
+        """One that was there once. Stripe never stops answering for it, so where it has none of this id our key belongs
+        to another account or mode; raises StripeUnavailable then, for a wrong key is an outage."""
+        body = await self.customer(customer_id)
+        if body is None:
+            log.error("stripe.customer_elsewhere", customer_id=customer_id)
+            raise StripeUnavailable("customer_elsewhere")
+        return body
 
     async def charge(self, charge_id: str) -> Body | None:
         return await self._found("charge", self._v1.charges.retrieve_async(charge_id))

@@ -27,4 +27,6 @@ class StripeError(Exception):
 
 
 def missing(kind: str, identity: str, param: str = "id") -> StripeError:
-    return StripeError(404, f"No such {kind}: '{identity}'", code="resource_missing", param=param)
+    """404 for what the path names, 400 for what a parameter names."""
+    status = 404 if param == "id" else 400
+    return StripeError(status, f"No such {kind}: '{identity}'", code="resource_missing", param=param)
