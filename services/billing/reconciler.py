@@ -108,8 +108,8 @@ class Reconciler:
 
 
 def _look(subscription_id: str | None, customer_id: str, why: str) -> StripeEvent:
-    """At a subscription, or at a customer and all he has. Its id comes from the difference and the hour, so that replicas
-    that find the same leave one row."""
+    """At a subscription, or at a customer and all he has. Its id comes from the difference and the hour, so that
+    replicas that find the same leave one row."""
     digest = hashlib.sha256(why.encode(errors="replace")).hexdigest()[:16]
     return look_event(
         f"look:{subscription_id or customer_id}:{digest}", customer_id=customer_id, subscription_id=subscription_id
