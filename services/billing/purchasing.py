@@ -121,7 +121,7 @@ class Purchasing:
         except StripeRefused as error:
             await self._forget_if_deleted(account_id, customer_id, error)
         try:
-            new_id = await self._customer(account_id, instead_of=customer_id)
+            new_id = await self._customer(account_id)
             return await self._made(self._checkout_params(account_id, new_id, price, asked), checkout_id)
         except StripeRefused as error:
             raise _refused(error) from error
@@ -144,12 +144,14 @@ class Purchasing:
         if await self._stores.events.insert_events_if_new([look]):
             self._on_stored()
 
-    async def _customer(self, account_id: str, *, instead_of: str = "") -> str:
-        """The account's Stripe customer, made once: the key covers the time until its row is here."""
+    async def _customer(self, account_id: str) -> str:
+        """The account's Stripe customer, made once: the key covers the time until its row is here. After a deleted one
+        it is another key, for under the old one Stripe would answer with that customer again."""
         known = await self._stores.facts.select_customer_of_account(account_id)
         if known is not None:
             return known
-        key = f"parley-customer-{account_id}" + (f"-instead-of-{instead_of}" if instead_of else "")
+        deleted = await self._stores.facts.select_count_customers_deleted(account_id)
+        key = f"parley-customer-{account_id}" + (f"-after-{deleted}" if deleted else "")
         try:
             customer_id = await self._stripe.create_customer(account_id, idempotency_key=key)
         except StripeRefused as error:

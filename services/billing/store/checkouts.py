@@ -19,7 +19,7 @@ class Checkout:
 
 
 class CheckoutStore:
-    """An attempt is closed by the account's first ALLOW, or by its time."""
+    """An attempt is closed by the account's first ALLOW, by its time, or with the account's last customer."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -74,7 +74,14 @@ class FactStore:
         )
         return customer_id
 
+    async def select_count_customers_deleted(self, account_id: str) -> int:
+        count: int = await self._database.fetchval(
+            "SELECT count(*) FROM customers WHERE account_id = $1 AND deleted", account_id
+        )
+        return count
+
     async def upsert_customer(self, connection: Connection, customer: Customer, *, fetched_at: datetime) -> None:
+        """With the account's last customer its open checkouts go too: nobody can pay on their pages any more."""
         await connection.execute(
             """
             INSERT INTO customers (customer_id, account_id, deleted, fetched_at) VALUES ($1, $2, $3, $4)
@@ -86,6 +93,15 @@ class FactStore:
             customer.deleted,
             fetched_at,
         )
+        if customer.deleted:
+            await connection.execute(
+                """
+                UPDATE checkouts SET closed_at = clock_timestamp()
+                WHERE account_id = $1 AND closed_at IS NULL AND url IS NOT NULL
+                  AND NOT EXISTS (SELECT FROM customers WHERE account_id = $1 AND NOT deleted)
+                """,
+                customer.account_id,
+            )
 
     async def select_subscriptions(self, connection: Connection, customer_id: str) -> dict[str, SubscriptionFact]:
         rows = await connection.fetch(

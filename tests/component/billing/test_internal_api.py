@@ -163,6 +163,9 @@ async def test_whoever_comes_back_before_the_webhook_is_allowed_by_asking(billin
     await billing.decides(account_id, "ALLOW", "active")
 
 
+CUSTOMER = "SELECT customer_id FROM customers WHERE account_id = $1 AND NOT deleted"
+
+
 async def deleted_unheard(billing: Billing, account_id: str) -> str:
     """The account's customer, whom Stripe does not know any more without having said so."""
     await billing.control.ask("PUT", "/delivery", {"url": None})
@@ -198,8 +201,38 @@ async def test_a_customer_that_goes_while_his_checkout_is_made_is_replaced_at_on
     assert (await billing.call("POST", path, body=body))[0] == 200
     gone = await deleted_unheard(billing, account_id)
     assert (await billing.call("POST", path, body=body | {"plan": "pro"}))[0] == 200
-    known = "SELECT customer_id FROM customers WHERE account_id = $1 AND NOT deleted"
-    assert await billing.database.fetchval(known, account_id) not in (None, gone)
+    assert await billing.database.fetchval(CUSTOMER, account_id) not in (None, gone)
+
+
+async def test_the_page_of_a_customer_that_is_gone_is_not_given_again(billing: Billing) -> None:
+    account_id = new_id("acct")
+    path, body = f"/internal/accounts/{account_id}/checkout", {"plan": "pro", **URLS}
+    pages = set()
+    for deleted in range(4):
+        status, made = await billing.call("POST", path, body=body)
+        assert (status, made["url"] in pages) == (200, False), made
+        pages.add(made["url"])
+        await billing.stripe("DELETE", f"/v1/customers/{await billing.database.fetchval(CUSTOMER, account_id)}")
+
+        async def is_heard_of(count: int = deleted + 1) -> bool:
+            heard = "SELECT count(*) = $2 FROM customers WHERE account_id = $1 AND deleted"
+            return bool(await billing.database.fetchval(heard, account_id, count))
+
+        await eventually(is_heard_of)
+
+
+async def test_the_page_of_another_customer_stays(billing: Billing) -> None:
+    """Such as one that somebody has made for the account in Stripe, and deletes."""
+    account_id = new_id("acct")
+    path, body = f"/internal/accounts/{account_id}/checkout", {"plan": "pro", **URLS}
+    _, made = await billing.call("POST", path, body=body)
+    ours = await billing.database.fetchval(CUSTOMER, account_id)
+    other = await billing.stripe("POST", "/v1/customers", **{"metadata[parley_account_id]": account_id})
+    await eventually(lambda: billing.database.fetchval(f"SELECT count(*) = 2 FROM ({CUSTOMER}) AS c", account_id))
+    await billing.stripe("DELETE", f"/v1/customers/{other['id']}")
+    await eventually(lambda: billing.database.fetchval(f"SELECT count(*) = 1 FROM ({CUSTOMER}) AS c", account_id))
+    assert await billing.database.fetchval(CUSTOMER, account_id) == ours
+    assert (await billing.call("POST", path, body=body))[1]["url"] == made["url"]
 
 
 async def test_what_cannot_be_bought_is_said(billing: Billing) -> None:
