@@ -84,9 +84,7 @@ class Purchasing:
         if customer_id is None:
             return
         turn = int(self._clock.now().timestamp() / PAYMENT_LOOK_SECONDS)
-        look = look_event(f"checkout:{checkout_id}:{turn}", customer_id=customer_id, subscription_id=None)
-        if await self._stores.events.insert_events_if_new([look]):
-            self._on_stored()
+        await self._look_at(customer_id, f"checkout:{checkout_id}:{turn}")
 
     def _plan_and_price(self, asked: CheckoutAsked) -> tuple[str, str]:
         sold = sorted(known for known, found in self._policy.plans.items() if found.stripe_prices)
@@ -135,12 +133,14 @@ class Purchasing:
         await self._forget(account_id, customer_id)
 
     async def _forget(self, account_id: str, customer_id: str) -> None:
-        """A customer that Stripe has deleted; what he had is looked at as if Stripe had told of his end."""
+        """A customer that Stripe has deleted. What he had is looked at as if Stripe had told of his end; that comes
+        first, for were we to die in between, the look would find it all."""
         log.warning("customer.gone", account_id=account_id, customer_id=customer_id)
+        await self._look_at(customer_id, f"gone:{customer_id}:{self._clock.now():%Y%m%d%H}")
         await self._keep_customer(Customer(customer_id, account_id, deleted=True))
-        look = look_event(
-            f"gone:{customer_id}:{self._clock.now():%Y%m%d%H}", customer_id=customer_id, subscription_id=None
-        )
+
+    async def _look_at(self, customer_id: str, why: str) -> None:
+        look = look_event(why, customer_id=customer_id, subscription_id=None)
         if await self._stores.events.insert_events_if_new([look]):
             self._on_stored()
 
@@ -157,6 +157,8 @@ class Purchasing:
         except StripeRefused as error:
             raise _refused(error) from error
         await self._keep_customer(Customer(customer_id, account_id, deleted=False))
+        if deleted:  # what was decided of who has no customer any more is decided anew
+            await self._look_at(customer_id, f"made:{customer_id}")
         return customer_id
 
     async def _keep_customer(self, customer: Customer) -> None:

@@ -184,7 +184,14 @@ async def test_a_customer_that_is_gone_from_stripe_is_replaced_by_the_next_check
     assert (nobody[0], nobody[1]["code"]) == (409, "no_customer")
     await billing.settled()
     body = {"plan": "pro", **URLS}
+    has_none = "SELECT (facts->>'customer_deleted')::bool FROM eligibilities WHERE account_id = $1"
+    assert await billing.database.fetchval(has_none, account_id)
     assert (await billing.call("POST", f"{path}/checkout", body=body))[0] == 200
+
+    async def is_decided_anew() -> bool:
+        return not await billing.database.fetchval(has_none, account_id)
+
+    await eventually(is_decided_anew)
     session = await billing.database.fetchval("SELECT session_id FROM checkouts WHERE account_id = $1", account_id)
     await billing.control.ask("POST", f"/checkout/{session}/complete", {})
     await billing.decides(account_id, "ALLOW", "active")
