@@ -15,6 +15,7 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity
 
 from shared.logs import get_logger
 from shared.messaging.topology import EXCHANGE, QUEUES, Queue
+from shared.messaging.transport import GatheringConnection
 from shared.metrics import gauge
 from shared.resource import Resource
 
@@ -116,6 +117,7 @@ class Broker(Resource):
                     timeout=_CONNECT_TIMEOUT_SECONDS,
                     reconnect_interval=_RECONNECT_SECONDS,
                     heartbeat=_HEARTBEAT_SECONDS,
+                    connection_class=GatheringConnection,
                     client_properties={"connection_name": f"parley-{self._service}-{purpose}"},
                 )
             except CONNECTION_EXCEPTIONS as error:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
-import aio_pika
+from aio_pika import DeliveryMode
 from aio_pika.abc import AbstractIncomingMessage
+from aiormq import spec
 from cloudevents.core.bindings.rabbitmq import RabbitMQMessage, from_binary_event, to_binary_event
 from cloudevents.core.v1.event import CloudEvent
 from pydantic import ValidationError
@@ -23,8 +24,18 @@ _OURS: Final = frozenset({*_REQUIRED, "ce-subject", "ce-time"})
 _TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
 
 
-def encode(message: Message) -> aio_pika.Message:
-    """The AMQP form. `message_id` is new for every publish; who drops duplicates compares `ce-id`."""
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A message in its AMQP form."""
+
+    body: bytes
+    headers: dict[str, Any]
+    properties: spec.Basic.Properties
+    """With these headers."""
+
+
+def encode(message: Message) -> Encoded:
+    """The driver gives every publish a `message_id` of its own; who drops duplicates compares `ce-id`."""
     event = CloudEvent(
         attributes={
             "id": message.id,
@@ -37,16 +48,14 @@ def encode(message: Message) -> aio_pika.Message:
         data=message.model_dump_json(exclude={"traceparent"}).encode(),
     )
     bound = to_binary_event(event)
-    return aio_pika.Message(
-        bound.body,
-        headers=dict(bound.headers),
+    headers: dict[str, Any] = dict(bound.headers)
+    properties = spec.Basic.Properties(
+        headers=headers,
         content_type=bound.content_type,
-        message_id=uuid.uuid4().hex,
-        type=message.type,
-        delivery_mode=(
-            aio_pika.DeliveryMode.NOT_PERSISTENT if message.best_effort else aio_pika.DeliveryMode.PERSISTENT
-        ),
+        message_type=message.type,
+        delivery_mode=DeliveryMode.NOT_PERSISTENT if message.best_effort else DeliveryMode.PERSISTENT,
     )
+    return Encoded(bound.body, headers, properties)
 
 
 def decode(incoming: AbstractIncomingMessage, classes: Mapping[str, type[Message]]) -> Message:

@@ -17,7 +17,7 @@ from shared.contracts.message import Message
 from shared.errors import Transient, Unprocessable
 from shared.logs import get_logger
 from shared.messaging.broker import Broker, is_cancelled
-from shared.messaging.codec import encode
+from shared.messaging.codec import Encoded, encode
 from shared.messaging.topology import EXCHANGE
 from shared.metrics import counter
 from shared.resource import Resource
@@ -39,7 +39,7 @@ _TOO_LARGE: Final = re.compile(r"message size \d+ is larger than (?:configured )
 """With this the broker closes the channel, and every publish that waits there for its confirm hears it."""
 
 _Maker: TypeAlias = tuple[str, Callable[[], Message | None]]
-_Ready: TypeAlias = tuple[str, aio_pika.Message]
+_Ready: TypeAlias = tuple[str, Encoded]
 """Each with the message's type, which is its routing key."""
 
 _published = counter("messages_published", "Messages by type and outcome.", ("type", "outcome"))
@@ -140,7 +140,7 @@ class Publisher(Resource):
             return "unconfirmed"
         return "confirmed"
 
-    def _refused(self, message: Message, encoded: aio_pika.Message) -> Published:
+    def _refused(self, message: Message, encoded: Encoded) -> Published:
         log.error(
             "message.too_large",
             type=message.type,
@@ -150,7 +150,7 @@ class Publisher(Resource):
         )
         return "refused"
 
-    def _is_too_large(self, encoded: aio_pika.Message) -> bool:
+    def _is_too_large(self, encoded: Encoded) -> bool:
         return self._body_bytes_max is not None and len(encoded.body) > self._body_bytes_max
 
     def _learn_limit(self, error: BaseException) -> None:
@@ -204,7 +204,7 @@ def _made(message_type: str, make: Callable[[], Message | None]) -> _Ready | Non
 
 
 async def _write(
-    channel: AbstractRobustChannel, encoded: aio_pika.Message, routing_key: str, *, mandatory: bool, wait: bool = False
+    channel: AbstractRobustChannel, encoded: Encoded, routing_key: str, *, mandatory: bool, wait: bool = False
 ) -> None:
     """Return when it is confirmed, or where the channel does not confirm, with `wait` when the socket has taken it.
     Past aio-pika's own `publish`, which lets each message wait until the socket has taken the one before."""

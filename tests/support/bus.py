@@ -27,7 +27,16 @@ class Bus:
 
     async def send(self, message: Message) -> None:
         exchange = await self.channel.get_exchange(EXCHANGE)
-        await exchange.publish(encode(message), routing_key=message.type)
+        encoded = encode(message)
+        properties = encoded.properties
+        sent = aio_pika.Message(
+            encoded.body,
+            headers=encoded.headers,
+            content_type=properties.content_type,
+            type=properties.message_type,
+            delivery_mode=properties.delivery_mode,
+        )
+        await exchange.publish(sent, routing_key=message.type)
 
     async def send_raw(
         self, routing_key: str, body: bytes, headers: Mapping[str, Any], content_type: str | None = "application/json"
