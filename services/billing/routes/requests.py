@@ -68,11 +68,13 @@ def _entries(found: RequestRecords) -> Iterator[RecordEntry]:
 
 
 def _hold_entries(hold: Any) -> Iterator[RecordEntry]:
-    """A denied request has no hold to tell of: its row only keeps the answer."""
+    """A denied request has no hold to tell of: its row only keeps the answer. One that ended before anybody asked has
+    its end."""
     was_held = hold["period_start"] is not None
+    was_denied = not was_held and hold["decision_id"] is not None
     if was_held:
         data = {"tokens": hold["held_tokens"], "expires_at": hold["expires_at"].isoformat()}
         yield RecordEntry(at=hold["created_at"], type="hold.created", data=data)
-    if hold["ended_at"] is not None and (was_held or hold["state"] == "settled"):
+    if hold["ended_at"] is not None and (not was_denied or hold["state"] == "settled"):
         data = {"tokens": hold["charged_tokens"], "reason": hold["reason"], "result": hold["result"]}
         yield RecordEntry(at=hold["ended_at"], type=f"hold.{hold['state']}", data=data)

@@ -66,6 +66,16 @@ async def test_a_denied_request_is_explained_without_a_hold(billing: Billing) ->
     assert [(entry["type"], entry["data"]["decision"]) for entry in records["entries"]] == [("decision.made", "DENY")]
 
 
+async def test_a_request_that_ended_before_anybody_asked_for_a_hold_is_explained_by_its_end(billing: Billing) -> None:
+    request_id, account_id = new_id("req"), new_id("acct")
+    async with handling("billing.results", 1):
+        await billing.bus.send(result(request_id, None, status="cancelled", account_id=account_id))
+    _, records = await billing.call("GET", f"/internal/requests/{request_id}/records", account_id=account_id)
+    assert [(entry["type"], entry["data"]) for entry in records["entries"]] == [
+        ("hold.released", {"tokens": 0, "reason": "cancelled_before_any_call", "result": "cancelled"})
+    ]
+
+
 async def test_what_belongs_to_another_account_is_not_found(billing: Billing) -> None:
     account_id, stranger = (await billing.subscribed())[0], new_id("acct")
     asked = question(account_id=account_id, expires_at=TOMORROW)
