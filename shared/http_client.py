@@ -8,6 +8,7 @@ import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal
 
 import aiohttp
@@ -26,6 +27,7 @@ from shared.resource import Resource
 CallFailure = Literal["connect", "timeout", "lost", "protocol", "too_large"]
 
 _INTERNAL_BODY_BYTES_MAX: Final = 64 * 2**20
+_URLS_KEPT_MAX: Final = 256
 _PEER_IDLE_SECONDS: Final = 4.0
 """A service that drains closes what was idle throughout its DRAIN_DELAY_SECONDS: until then we have let go of it."""
 
@@ -187,7 +189,7 @@ class HttpClient(Resource):
         assert self._transport is not None, "the HTTP client has not been started"
         request = httpx.Request(
             method,
-            url,
+            _parsed(url),
             headers=tracing.outgoing(headers),
             content=content,
             extensions={"timeout": timeouts.for_httpx()},
@@ -198,6 +200,12 @@ class HttpClient(Resource):
             yield StreamedResponse(response, read_seconds=timeouts.read_seconds, body_bytes_max=body_bytes_max)
         finally:
             await response.aclose()
+
+
+@lru_cache(_URLS_KEPT_MAX)
+def _parsed(url: str) -> httpx.URL:
+    """Most calls go to one of a few addresses, and parsing one is a third of what httpx does for a call."""
+    return httpx.URL(url)
 
 
 @contextmanager
