@@ -77,7 +77,9 @@ class StreamedResponse:
     def __init__(self, response: httpx.Response, *, read_seconds: float, body_bytes_max: int) -> None:
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
-        self._response = response
+        # The transport's stream: around it httpx counts and cuts chunks anew.
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        self._body = response.stream
         self._read_seconds = read_seconds
         self._body_bytes_max = body_bytes_max
 
@@ -87,7 +89,7 @@ class StreamedResponse:
         if self.headers.get("content-encoding", "").lower() not in ("", "identity"):
             raise CallFailed("protocol", maybe_sent=True)
         received_bytes = 0
-        arriving = self._response.aiter_raw()
+        arriving = aiter(self._body)
         while (chunk := await self._next(arriving)) is not None:
             received_bytes += len(chunk)
             if received_bytes > self._body_bytes_max:
@@ -191,9 +193,11 @@ class HttpClient(Resource):
             method,
             _parsed(url),
             headers=tracing.outgoing(headers),
-            content=content,
+            # As `content` it would be given headers, which aiohttp writes all the same.
+            stream=httpx.ByteStream(content or b""),
             extensions={"timeout": timeouts.for_httpx()},
         )
+        request.read()
         with _failures_named():
             response = await self._transport.handle_async_request(request)
         try:
