@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from pydantic_core import from_json
+
 from services.orchestrator.providers.base import OnDelta, ProviderFailed, clean
 from shared.contracts.content import FunctionCallItem, Item, MessageItem, Output, RefusalItem, Usage
 
@@ -44,7 +46,12 @@ class _ToolCall:
 def parse_object(data: bytes) -> dict[str, Any]:
     """A JSON object, or Malformed. Broken UTF-8 inside it is replaced."""
     try:
-        parsed = json.loads(data.decode("utf-8", "replace"))
+        try:
+            # Only keys are kept for the next time: values are somebody's text.
+            parsed = from_json(data, cache_strings="keys")
+        except ValueError:
+            # Three times slower, and takes more: half a surrogate pair, bytes that are no UTF-8, deeper nesting.
+            parsed = json.loads(data.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         raise Malformed from None
     if not isinstance(parsed, dict):

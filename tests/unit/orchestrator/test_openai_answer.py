@@ -142,7 +142,7 @@ def test_what_is_not_a_chunk_is_malformed(broken: dict[str, Any]) -> None:
         built(broken)
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"5", b"null", b"[" * 100_000])
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"5", b"null", b"[" * 100_000, b"\xef\xbb\xbf{}", b'{"a": 1}{'])
 def test_what_is_not_an_object_is_malformed(data: bytes) -> None:
     with pytest.raises(Malformed):
         parse_object(data)
@@ -150,6 +150,21 @@ def test_what_is_not_an_object_is_malformed(data: bytes) -> None:
 
 def test_broken_utf8_inside_an_object_is_replaced() -> None:
     assert parse_object(b'{"a": "\xff"}') == {"a": "\N{REPLACEMENT CHARACTER}"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        rb'{"a": "\ud83d\ude00 \u0000 \u2028", "a": [1, -0.5e3, true, null]}',
+        rb'{"a": "\ud800"}',
+        b'{"a": [NaN, -Infinity, 1e999, 123456789012345678901234567890]}',
+        b'{"a": ' + b"[" * 300 + b"]" * 300 + b"}",
+        b' \n{"": {}}\t',
+    ],
+    ids=["plain", "half a pair", "numbers", "deep", "blanks"],
+)
+def test_an_object_is_read_as_the_standard_library_reads_it(data: bytes) -> None:
+    assert repr(parse_object(data)) == repr(json.loads(data))
 
 
 def test_a_whole_completion_is_as_good_as_a_stream() -> None:
