@@ -80,22 +80,15 @@ class AnswerBuilder:
     def begun(self) -> bool:
         return bool(self._text or self._refusal or self._tool_calls)
 
-    def add_chunk(self, chunk: dict[str, Any]) -> None:
-        self._add(chunk, "delta")
-
-    def add_completion(self, completion: dict[str, Any]) -> None:
-        """A server that answered with one JSON document although a stream was asked for."""
-        self._add(completion, "message")
-        self._finish = self._finish or "stop"
-
-    def _add(self, chunk: dict[str, Any], part: str) -> None:
+    def add_chunk(self, chunk: dict[str, Any], part: Literal["delta", "message"] = "delta") -> None:
         error = chunk.get("error")
         if error:
             raise ErrorInStream(error if isinstance(error, dict) else {})
-        if isinstance(chunk.get("usage"), dict):
-            self.usage = _usage(chunk["usage"])
-        choices = chunk.get("choices", ())
-        if not isinstance(choices, list | tuple):
+        usage = chunk.get("usage")
+        if isinstance(usage, dict):
+            self.usage = _usage(usage)
+        choices = chunk.get("choices", [])
+        if not isinstance(choices, list):
             raise Malformed
         for choice in choices:
             if not isinstance(choice, dict):
@@ -103,30 +96,38 @@ class AnswerBuilder:
             if choice.get("index", 0) == 0:
                 self._add_choice(choice, choice.get(part) or {})
 
+    def add_completion(self, completion: dict[str, Any]) -> None:
+        """A server that answered with one JSON document although a stream was asked for."""
+        self.add_chunk(completion, "message")
+        self._finish = self._finish or "stop"
+
     def _add_choice(self, choice: dict[str, Any], delta: Any) -> None:
         if not isinstance(delta, dict):
             raise Malformed
-        self._add_text(delta.get("content"), self._text, "output.delta")
-        self._add_text(delta.get("refusal"), self._refusal, "refusal.delta")
-        tool_calls = delta.get("tool_calls") or []
-        if not isinstance(tool_calls, list):
-            raise Malformed
-        for position, tool_call in enumerate(tool_calls):
-            self._add_tool_call(position, tool_call)
+        if content := delta.get("content"):
+            self._add_text(content, self._text, "output.delta")
+        if refusal := delta.get("refusal"):
+            self._add_text(refusal, self._refusal, "refusal.delta")
+        if tool_calls := delta.get("tool_calls"):
+            self._add_tool_calls(tool_calls)
         reason = choice.get("finish_reason")
         if reason is not None:
             # Servers add words of their own ("eos", "end_turn"): each of them means that the model stopped.
             self._finish = _FINISH.get(str(reason), "stop")
 
     def _add_text(self, text: Any, into: list[str], kind: Literal["output.delta", "refusal.delta"]) -> None:
-        if not text:
-            return
         if not isinstance(text, str):
             raise Malformed
         text = clean(text)
         self._count(text)
         into.append(text)
         self._on_delta(kind, text)
+
+    def _add_tool_calls(self, tool_calls: Any) -> None:
+        if not isinstance(tool_calls, list):
+            raise Malformed
+        for position, tool_call in enumerate(tool_calls):
+            self._add_tool_call(position, tool_call)
 
     def _add_tool_call(self, position: int, delta: Any) -> None:
         function = delta.get("function") if isinstance(delta, dict) else None
