@@ -84,7 +84,7 @@ class Progress:
         self._pending: list[tuple[DeltaType, str]] = []
         self._pending_chars = 0
         self._texts: list[str] = []
-        self._text_bytes = 0
+        self._refusals: list[str] = []
         self._is_asked_for = False
         self._is_whole = False
 
@@ -96,16 +96,14 @@ class Progress:
     @property
     def text_bytes(self) -> int:
         """Of all that came, refusals too."""
-        return self._text_bytes
+        return sum(len(text.encode()) for text in (*self._texts, *self._refusals))
 
     def begin(self) -> None:
         self._next_at = self._timers.time() + INTERVAL_SECONDS
         self._timer = self._timers.call_later(SILENCE_SECONDS, self.flush)
 
     def add(self, kind: DeltaType, text: str) -> None:
-        if kind == "output.delta":
-            self._texts.append(text)
-        self._text_bytes += len(text.encode())
+        (self._texts if kind == "output.delta" else self._refusals).append(text)
         if not self._pending:
             self._cancel_timer()  # the one that would announce a silent call
         pieces = range(0, len(text), PENDING_CHARS_MAX)
