@@ -28,26 +28,28 @@ class EventStream:
             self._skip_lf = False
         self._rest += chunk
         # bytes.splitlines, unlike str.splitlines, knows only the three line ends of the standard.
-        lines = bytes(self._rest).splitlines(keepends=True) if b"\n" in chunk or b"\r" in chunk else []
+        lines = bytes(self._rest).splitlines() if b"\n" in chunk or b"\r" in chunk else []
         if lines:
-            self._rest = bytearray() if lines[-1].endswith((b"\n", b"\r")) else bytearray(lines.pop())
+            self._rest = bytearray() if self._rest.endswith((b"\n", b"\r")) else bytearray(lines.pop())
             self._skip_lf = chunk.endswith(b"\r")
         if len(self._rest) > LINE_BYTES_MAX:
             raise LineTooLong
-        return [event for line in lines if (event := self._line(line.rstrip(b"\r\n"))) is not None]
-
-    def _line(self, line: bytes) -> bytes | None:
-        if self._first:
-            line = line.removeprefix(b"\xef\xbb\xbf")
+        if lines and self._first:
+            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
             self._first = False
-        if not line:
-            event = b"\n".join(self._data) if self._data else None
-            self._data, self._data_bytes = [], 0
-            return event
+        events = []
+        for line in lines:
+            if line:
+                self._keep(line)
+            elif self._data:
+                events.append(b"\n".join(self._data))
+                self._data, self._data_bytes = [], 0
+        return events
+
+    def _keep(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
         if name == b"data":
             self._data.append(value.removeprefix(b" "))
             self._data_bytes += len(value)
             if self._data_bytes > LINE_BYTES_MAX:
                 raise LineTooLong
-        return None
