@@ -76,6 +76,8 @@ class StreamedResponse:
 
     def __init__(self, response: httpx.Response, *, read_seconds: float, body_bytes_max: int) -> None:
         self.status = response.status_code
+        # It fits any bytes. To find out which one does, httpx would decode every header.
+        response.headers.encoding = "iso-8859-1"
         self.headers: Mapping[str, str] = response.headers
         # The transport's stream: around it httpx counts and cuts chunks anew.
         assert isinstance(response.stream, httpx.AsyncByteStream)
