@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 from services.orchestrator.progress import announcement
@@ -75,21 +76,19 @@ class Concluding:
             self._announce(run, verdict)
 
     def _conclusion(self, run: Run, verdict: Verdict) -> Conclusion:
-        prompt_tokens = run.prompt.tokens if run.prompt else run.task.tokens
-        conclusion = Conclusion(
-            run.request_id, run.task.fence, "finished", run.decision_id, prompt_tokens, run.unwritten
+        tokens = run.prompt.tokens if run.prompt else run.task.tokens
+        conclusion = partial(
+            Conclusion, run.request_id, run.task.fence, decision_id=run.decision_id, tokens=tokens, end=run.unwritten
         )
         match verdict:
             case Finish():
                 task = replace(run.task, attempts=tuple(run.attempts), waits=(*run.task.waits, *run.waits))
-                return replace(conclusion, ending=ending(task, verdict, self._clock.now()))
+                return conclusion("finished", ending=ending(task, verdict, self._clock.now()))
             case Wait():
-                return replace(
-                    conclusion, state=moved_to("running", "backing_off"), wait=verdict, pauses=tuple(run.waits)
-                )
+                return conclusion(moved_to("running", "backing_off"), wait=verdict, pauses=tuple(run.waits))
             case HandBack():
                 wait = Wait("capacity", self._clock.now())
-                return replace(conclusion, state=moved_to("running", "waiting"), wait=wait, pauses=tuple(run.waits))
+                return conclusion(moved_to("running", "waiting"), wait=wait, pauses=tuple(run.waits))
 
     async def _written(self, run: Run, conclusion: Conclusion) -> bool:
         """False: the task is somebody else's. A lost lease ends the trying; the next owner starts afresh."""

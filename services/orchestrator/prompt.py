@@ -37,7 +37,7 @@ class Prompt:
         """An estimate: nobody has counted yet. Asked for at each step of a run, and a transcript may be long."""
         return tokens_of(_text_bytes(self.items, self.settings))
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """What one call may use at most, by the same estimate. Held at billing and reserved in the bucket."""
         return min(self.input_tokens + max(0, self.max_output_tokens), TOKENS_MAX)

@@ -36,6 +36,7 @@ class Run:
 
     def __init__(self, task: Task, *, prompt: Prompt | None = None, start: AttemptStart | None = None) -> None:
         self.task: Final = task
+        self.request_id: Final = task.request_id
         self.epoch: Final = random_hex()
         self.prompt = prompt
         self.decision_id = task.decision_id
@@ -52,10 +53,6 @@ class Run:
         """The pauses of this claim, slept without giving up the slot."""
         self._reason: CutReason | None = None
         self._work: asyncio.Future[Any] | None = None
-
-    @property
-    def request_id(self) -> str:
-        return self.task.request_id
 
     @property
     def last_attempt(self) -> int:
