@@ -53,12 +53,12 @@ class PeerRefused(ParleyError):
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Seconds: to connect (a free connection included), and between two reads."""
+    """Seconds: to connect (a free connection included), and between two reads; None where the whole call is bounded."""
 
     connect_seconds: float = 5.0
-    read_seconds: float = 30.0
+    read_seconds: float | None = 30.0
 
-    def for_httpx(self) -> dict[str, float]:
+    def for_httpx(self) -> dict[str, float | None]:
         return {"connect": self.connect_seconds, "read": self.read_seconds, "pool": self.connect_seconds}
 
 
@@ -74,7 +74,7 @@ class Response:
 class StreamedResponse:
     """An answer whose body is read while it arrives."""
 
-    def __init__(self, response: httpx.Response, *, read_seconds: float, body_bytes_max: int) -> None:
+    def __init__(self, response: httpx.Response, *, read_seconds: float | None, body_bytes_max: int) -> None:
         self.status = response.status_code
         # It fits any bytes. To find out which one does, httpx would decode every header.
         response.headers.encoding = "iso-8859-1"
@@ -92,17 +92,19 @@ class StreamedResponse:
             raise CallFailed("protocol", maybe_sent=True)
         received_bytes = 0
         arriving = aiter(self._body)
-        while (chunk := await self._next(arriving)) is not None:
-            received_bytes += len(chunk)
-            if received_bytes > self._body_bytes_max:
-                raise CallFailed("too_large", maybe_sent=True)
-            yield chunk
+        with _failures_named():
+            while (chunk := await self._next(arriving)) is not None:
+                received_bytes += len(chunk)
+                if received_bytes > self._body_bytes_max:
+                    raise CallFailed("too_large", maybe_sent=True)
+                yield chunk
 
     async def _next(self, arriving: AsyncIterator[bytes]) -> bytes | None:
+        if self._read_seconds is None:
+            return await anext(arriving, None)
         # The transport's own read timeout does not fire once broken chunked framing has stopped its parser.
-        with _failures_named():
-            async with asyncio.timeout(self._read_seconds):
-                return await anext(arriving, None)
+        async with asyncio.timeout(self._read_seconds):
+            return await anext(arriving, None)
 
     async def read(self) -> bytes:
         """The whole body."""
@@ -170,7 +172,7 @@ class HttpClient(Resource):
                     url,
                     headers=headers,
                     content=content,
-                    timeouts=timeouts or Timeouts(read_seconds=total_seconds),
+                    timeouts=timeouts or Timeouts(read_seconds=None),
                     body_bytes_max=body_bytes_max,
                 ) as streamed,
             ):

@@ -92,7 +92,7 @@ class OpenAIProvider:
                     headers=self._headers(deployment),
                     content=request_body(deployment.model, request.prompt),
                     # Silence is measured over events, not over bytes: a server that only sends comments is silent.
-                    timeouts=Timeouts(call.bounds.connect_seconds, call.bounds.total_seconds),
+                    timeouts=Timeouts(call.bounds.connect_seconds, read_seconds=None),
                     body_bytes_max=call.bounds.output_bytes_max * _RAW_BYTES_PER_OUTPUT_BYTE,
                 ) as response,
             ):
