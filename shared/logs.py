@@ -8,8 +8,9 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final
 
 import structlog
@@ -31,6 +32,8 @@ _URL_PASSWORD: Final = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]*(?=@)")
 _REDACTED: Final = "[redacted]"
 _TEXT_LENGTH_MAX: Final = 2000
 
+_bound: Final[ContextVar[Mapping[str, object]]] = ContextVar("log_fields", default=MappingProxyType({}))
+
 
 def get_logger(name: str) -> FilteringBoundLogger:
     """A logger whose events are `noun.verb` with fields."""
@@ -41,14 +44,17 @@ def get_logger(name: str) -> FilteringBoundLogger:
 @contextmanager
 def bind(**fields: object) -> Iterator[None]:
     """Put these fields on every line logged inside, in this task and those it starts."""
-    with structlog.contextvars.bound_contextvars(**fields):
+    token = _bound.set({**_bound.get(), **fields})
+    try:
         yield
+    finally:
+        _bound.reset(token)
 
 
 def configure(service: str, level: str) -> None:
     """Send structlog and the standard library's loggers through the same last steps."""
     shared_steps: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _add_bound,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
         _add_service(service),
@@ -112,6 +118,10 @@ def redact_value(value: object) -> object:
     if isinstance(value, list | tuple):
         return [redact_value(item) for item in value]
     return value if isinstance(value, bool | int | float | None) else redact_value(str(value))
+
+
+def _add_bound(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return {**_bound.get(), **event}
 
 
 def _add_service(service: str) -> structlog.typing.Processor:
