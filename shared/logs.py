@@ -1,4 +1,4 @@
-"""JSON logs on stdout with the request they belong to; secrets, prompts and outputs are taken out last."""
+"""JSON logs on stdout with the request they belong to; secrets, prompts and outputs are taken out of what is said."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ _SECRET_VALUES: Final = re.compile(
 _URL_PASSWORD: Final = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]*(?=@)")
 _REDACTED: Final = "[redacted]"
 _TEXT_LENGTH_MAX: Final = 2000
+_PLAIN: Final = (bool, int, float, type(None))
 
 _bound: Final[ContextVar[Mapping[str, object]]] = ContextVar("log_fields", default=MappingProxyType({}))
 
@@ -55,12 +56,13 @@ def configure(service: str, level: str) -> None:
     """Send structlog and the standard library's loggers through the same last steps."""
     shared_steps: list[structlog.typing.Processor] = [
         _add_bound,
+        _format_exception,
+        redact,
+        # What is ours alone comes after: there is nothing to take out of it.
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
         _add_service(service),
         add_trace,
-        _format_exception,
-        redact,
     ]
     structlog.configure(
         processors=[*shared_steps, structlog.processors.JSONRenderer()],
@@ -113,11 +115,13 @@ def redact_value(value: object) -> object:
         text = _URL_PASSWORD.sub(_REDACTED, value) if "://" in value else value
         text = _SECRET_VALUES.sub(_REDACTED, text)
         return text if len(text) <= _TEXT_LENGTH_MAX else f"{text[:_TEXT_LENGTH_MAX]}..."
+    if isinstance(value, _PLAIN):  # before Mapping, which takes long to say no
+        return value
     if isinstance(value, Mapping):
         return {str(key): _redact_field(str(key), item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [redact_value(item) for item in value]
-    return value if isinstance(value, bool | int | float | None) else redact_value(str(value))
+    return redact_value(str(value))
 
 
 def _add_bound(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
