@@ -6,8 +6,7 @@ import asyncio
 import hmac
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeAlias, TypeVar
 
 from aiohttp import web
@@ -51,26 +50,25 @@ _BODY_SECONDS_MAX = web.AppKey("body_seconds_max", float)
 
 
 class _Traffic:
-    """The calls that are being handled or answered, and whether their connections may be used again."""
+    """The calls handled or answered now, each within a `with`, and whether their connections may be used again."""
 
     def __init__(self) -> None:
         self.lame_duck = False
         self._calls = 0
-        self._ended = asyncio.Event()
+        self._idle = asyncio.Event()
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         self._calls += 1
-        try:
-            yield
-        finally:
-            self._calls -= 1
-            self._ended.set()
+
+    def __exit__(self, *_: object) -> None:
+        self._calls -= 1
+        if not self._calls:
+            self._idle.set()
 
     async def until_idle(self) -> None:
         while self._calls:
-            self._ended.clear()
-            await self._ended.wait()
+            self._idle.clear()
+            await self._idle.wait()
 
 
 _TRAFFIC = web.AppKey("traffic", _Traffic)
@@ -222,7 +220,7 @@ class _Connection(web.RequestHandler):
         """The call is over when its reader has taken the answer."""
         if isinstance(resp, web.HTTPException):  # aiohttp judges an Expect before any middleware
             resp = problem_response(_from_aiohttp(resp))
-        with self._traffic.call():
+        with self._traffic:
             return await super().finish_response(request, resp, start_time)
 
     def handle_error(
@@ -337,7 +335,7 @@ async def _observed(request: web.Request, handler: RouteHandler) -> web.StreamRe
     started = loop.time()
     traffic = request.app[_TRAFFIC]
     request[_CALL_ID] = call_id
-    with bind(call_id=call_id), traffic.call(), tracing.serving(request.method, route, request.headers) as step:
+    with bind(call_id=call_id), traffic, tracing.serving(request.method, route, request.headers) as step:
         response = await handler(request)
         tracing.answered(step, response.status)
     if traffic.lame_duck:
