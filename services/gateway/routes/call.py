@@ -23,7 +23,7 @@ from services.gateway.store import AccountStore, RequestStore
 from services.gateway.timeline import TimelineReader
 from services.gateway.waiting import Hub
 from shared.errors import Problem, not_found
-from shared.http import describe_errors, read_body, read_model
+from shared.http import describe_errors, read_model
 from shared.ids import is_id
 
 B = TypeVar("B", bound=BaseModel)
@@ -119,8 +119,8 @@ class Route(Generic[B, Q]):
         caller = await services.authenticator.authenticate(request.headers.getall("Authorization", []), self.scope)
         query = parse_query(request, self.query)
         body = await read_model(request, self.body) if self.reads_body else self.body()
-        # What the fingerprint is made of: the body as it was sent, which is already read.
-        raw_body = await read_body(request) if self.reads_body else b""
+        # What the fingerprint is made of: the body as it was sent, which the request has kept.
+        raw_body = await request.read() if self.reads_body else b""
         return await self.handler(Call(request, services, caller, body, raw_body, query))
 
 
