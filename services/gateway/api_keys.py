@@ -14,6 +14,7 @@ from typing import Final, Literal, TypeAlias
 Scope: TypeAlias = Literal["account", "admin"]
 
 _ALPHABET: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
+_BASE: Final = len(_ALPHABET)
 _SECRET_LENGTH: Final = 43  # 43 base62 digits hold 256 bits
 _CHECKSUM_LENGTH: Final = 6
 _PREFIX_BY_SCOPE: Final[dict[Scope, str]] = {"account": "pk_live_", "admin": "pa_live_"}
@@ -53,6 +54,6 @@ def _checksum(body: str) -> str:
     value = zlib.crc32(body.encode())
     digits = ""
     for _ in range(_CHECKSUM_LENGTH):
-        value, digit = divmod(value, len(_ALPHABET))
-        digits = _ALPHABET[digit] + digits
+        digits = _ALPHABET[value % _BASE] + digits
+        value //= _BASE
     return digits
