@@ -50,9 +50,6 @@ class Services:
     log_hub: Hub
 
 
-SERVICES = web.AppKey("services", Services)
-
-
 @dataclass(frozen=True)
 class Call(Generic[B, Q]):
     """What a route's handler is given."""
@@ -113,9 +110,8 @@ class Route(Generic[B, Q]):
         query = ("invalid_parameter",)
         return (*EVERYWHERE, *(WITH_BODY if self.reads_body else ()), *query, *self.codes)
 
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
+    async def __call__(self, services: Services, request: web.Request) -> web.StreamResponse:
         """Authenticate, parse, handle."""
-        services = request.app[SERVICES]
         caller = await services.authenticator.authenticate(request.headers.getall("Authorization", []), self.scope)
         query = parse_query(request, self.query)
         body = await read_model(request, self.body) if self.reads_body else self.body()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 from aiohttp import web
 
 from services.gateway.routes import accounts, billing, events, requests, sessions
-from services.gateway.routes.call import SERVICES, Route, Services
+from services.gateway.routes.call import Route, Services
 from services.gateway.schemas import (
     AccountView,
     CreateAccount,
@@ -246,7 +247,6 @@ ROUTES: Final[tuple[Route[Any, Any], ...]] = (
 def public_app(services: Services, *, input_bytes_max: int) -> web.Application:
     """The application that serves the table."""
     app = make_app(body_bytes_max=input_bytes_max * JSON_BYTES_PER_TEXT_BYTE + BODY_BYTES_BESIDE_INPUT)
-    app[SERVICES] = services
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, route.__call__)
+        app.router.add_route(route.method, route.path, partial(route.__call__, services))
     return app
