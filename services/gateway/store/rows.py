@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Final
+
+from pydantic_core import from_json
 
 from services.gateway.records import Abandoned, Request, Turn
 from shared.contracts.billing import Charge
@@ -33,10 +34,12 @@ LOCKED_IN_ORDER: Final = "(SELECT q.id FROM requests q WHERE q.id = ANY($1) ORDE
 different orders would stand still for a second, until PostgreSQL ends one of them; a join alone keeps no order."""
 
 
-def request_of(row: Record) -> Request:
-    """Of REQUEST_COLUMNS, and of `result`, `charge` and `ahead` where the row has them."""
-    fields = {**row, "metadata": json.loads(row["metadata"])}
-    if fields.get("result") is not None:
+def request_of(row: Record, result: ResultEnded | None = None) -> Request:
+    """Of REQUEST_COLUMNS, and of `result`, `charge` and `ahead` where the row has them; a `result` may be known."""
+    fields = {**row, "metadata": from_json(row["metadata"])}
+    if result is not None:
+        fields["result"] = result
+    elif fields.get("result") is not None:
         fields["result"] = ResultEnded.model_validate_json(fields["result"])
     if fields.get("charge") is not None:
         fields["charge"] = Charge.model_validate_json(fields["charge"])

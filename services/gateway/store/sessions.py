@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from pydantic_core import from_json
 
 from services.gateway.records import NewSession, Session
 from services.gateway.store.rows import AFTER_ALL_IDS
@@ -81,4 +81,4 @@ class SessionStore:
 
 
 def _session(row: Record) -> Session:
-    return Session(**{**row, "metadata": json.loads(row["metadata"])})
+    return Session(**{**row, "metadata": from_json(row["metadata"])})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import TypeAlias
 
@@ -242,7 +241,7 @@ class TurnStore:
             states_before("completed"),
         )
         ending_by_id = {ending.request_id: ending for ending in endings}
-        return tuple(replace(request_of(row), result=ending_by_id[row["id"]]) for row in rows)
+        return tuple(request_of(row, ending_by_id[row["id"]]) for row in rows)
 
     async def _end(self, connection: Connection, endings: Sequence[ResultEnded]) -> list[Record]:
         """Where nothing is open any more there is nobody to pass the turn to: it is free, and the session idle."""
