@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-import uuid_utils.compat as uuid
+import uuid_utils as uuid
 
 _PATTERN: Final = re.compile(r"[a-z]{2,8}_[0-9a-f]{32}")
 

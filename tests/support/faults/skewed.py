@@ -60,14 +60,14 @@ def skew_datetime(seconds: float) -> None:
 
 def skew_uuid7() -> None:
     """Made in Rust, which asks the system by itself."""
-    import uuid_utils.compat
+    import uuid_utils
 
-    made: Callable[..., Any] = uuid_utils.compat.uuid7
+    made: Callable[..., Any] = uuid_utils.uuid7
 
     def uuid7(*, nanoseconds: int | None = None) -> Any:
         return made(nanoseconds=time.time_ns() if nanoseconds is None else nanoseconds)
 
-    uuid_utils.compat.uuid7 = uuid7
+    uuid_utils.uuid7 = uuid7
 
 
 def main() -> None:
