@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Final
 
 from pydantic import TypeAdapter
+from pydantic_core import from_json
 
 from services.gateway.records import Abandoned, Turn
 from shared.contracts.content import CallSettings, Failure, Item
@@ -20,14 +21,14 @@ _FAILURES: Final = {
 
 
 def session_requested(turn: Turn, grace: timedelta) -> SessionRequested:
-    settings = CallSettings.model_validate_json(turn.settings_json)
+    settings = from_json(turn.settings_json) | {"model": turn.model, "instructions": turn.instructions}
     return SessionRequested(
         request_id=turn.request_id,
         account_id=turn.account_id,
         session_id=turn.session_id,
         seq=turn.seq,
         input=_ITEMS.validate_json(turn.input_json),
-        settings=settings.model_copy(update={"model": turn.model, "instructions": turn.instructions}),
+        settings=CallSettings.model_validate(settings),
         accepted_at=turn.accepted_at,
         deadline_at=turn.deadline_at,
         grace_seconds=grace.total_seconds(),

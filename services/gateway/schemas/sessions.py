@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import Literal
 
 from pydantic import Field
+from pydantic_core import to_json
 
 from services.gateway.schemas.base import Incoming, Metadata, ModelName, Outgoing
 from shared.contracts.content import Item
@@ -20,7 +20,7 @@ class CreateSession(Incoming):
     metadata: Metadata = Field(default_factory=dict)
 
     def metadata_json(self) -> str:
-        return json.dumps(self.metadata)
+        return to_json(self.metadata).decode()
 
 
 class SessionView(Outgoing):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, field_validator
+from pydantic_core import to_json
 
 from services.gateway.schemas.base import TEXT_LENGTH_MAX, Incoming, JsonObject, Metadata, ModelName, Text, ToolName
 from shared.contracts.content import FunctionCallOutputItem, Item, MessageItem
@@ -165,7 +165,7 @@ class CreateRequest(Incoming):
         return _ITEMS.dump_json(self.items()).decode()
 
     def metadata_json(self) -> str:
-        return json.dumps(self.metadata)
+        return to_json(self.metadata).decode()
 
     def settings_json(self) -> str:
         """The part of CallSettings that this body says; tools and formats in their flat form."""
@@ -178,7 +178,7 @@ class CreateRequest(Incoming):
             said["response_format"] = {"type": "json_schema", **named_schema}
         elif self.response_format is not None:
             said["response_format"] = self.response_format.model_dump(by_alias=True)
-        return json.dumps(said)
+        return to_json(said).decode()
 
     def text_bytes(self) -> int:
         """The size of all text in the input, in UTF-8."""
