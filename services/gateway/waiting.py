@@ -70,7 +70,7 @@ class Hub(Resource):
         self._find_moved = find_moved
         self._listeners: defaultdict[str, set[Listener]] = defaultdict(set)
         self.waiters = 0
-        self._gauge = _waiters.labels(name)
+        _waiters.labels(name).set_function(lambda: self.waiters)
         self.draining = False
         self._polled_at = 0.0
         self._polling = Periodic(f"{name}_poll", self._poll_if_due, POLL_SECONDS_WITHOUT_BUS, clock=clock)
@@ -111,7 +111,6 @@ class Hub(Resource):
         listener = Listener(after)
         self._listeners[key].add(listener)
         self.waiters += 1
-        self._gauge.set(self.waiters)
         try:
             yield listener
         finally:
@@ -119,7 +118,6 @@ class Hub(Resource):
             if not self._listeners[key]:
                 del self._listeners[key]
             self.waiters -= 1
-            self._gauge.set(self.waiters)
 
     async def watch(
         self,
