@@ -65,7 +65,7 @@ async def allow(settings: Settings, arguments: argparse.Namespace) -> int:
 async def lift(settings: Settings, arguments: argparse.Namespace) -> int:
     """End every block and allow of the account."""
     async with _opened(settings) as (database, stores, deciding, _), database.transaction() as connection:
-        count = await stores.facts.update_overlays_lifted(connection, arguments.account)
+        count = await stores.facts.update_overlays_lifted(connection, arguments.account, actor=arguments.actor)
         changes = await deciding.refresh(connection, arguments.account) if count else []
     if count == 0:
         sys.stderr.write(f"{arguments.account} has no block and no allow to lift\n")
@@ -161,14 +161,19 @@ def _add_allow_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_overlay_arguments(parser: argparse.ArgumentParser) -> None:
     _add_account(parser)
+    _add_actor(parser)
     parser.add_argument("--reason", required=True, help="why, for the record")
+
+
+def _add_lift_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_account(parser)
+    _add_actor(parser)
+
+
+def _add_actor(parser: argparse.ArgumentParser) -> None:
     user = _user_name()
-    parser.add_argument(
-        "--actor",
-        default=user,
-        required=user is None,
-        help="who decided this; without it the user who runs the command",
-    )
+    otherwise = f"without it {user}, who runs the command" if user else "the user here has no name"
+    parser.add_argument("--actor", default=user, required=user is None, help=f"who decided this; {otherwise}")
 
 
 def _user_name() -> str | None:
@@ -191,5 +196,5 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "reconcile": Command("compare with Stripe now, and give dead events another chance", _add_nothing, reconcile),
     "block": Command("deny an account whatever its subscription says", _add_block_arguments, block),
     "allow": Command("permit an account without a subscription, within its quota", _add_allow_arguments, allow),
-    "lift": Command("end every block and allow of an account", _add_account, lift),
+    "lift": Command("end every block and allow of an account", _add_lift_arguments, lift),
 }

@@ -240,9 +240,14 @@ class FactStore:
             overlay.until,
         )
 
-    async def update_overlays_lifted(self, connection: Connection, account_id: str) -> int:
+    async def update_overlays_lifted(self, connection: Connection, account_id: str, *, actor: str) -> int:
         tag = await connection.execute(
-            "UPDATE overlays SET lifted_at = clock_timestamp() WHERE account_id = $1 AND lifted_at IS NULL", account_id
+            """
+            UPDATE overlays SET lifted_at = clock_timestamp(), lifted_by = $2
+            WHERE account_id = $1 AND lifted_at IS NULL
+            """,
+            account_id,
+            actor,
         )
         return int(tag.rpartition(" ")[2])
 

@@ -311,8 +311,9 @@ async def test_operators_block_allow_and_lift(
     code, said = await run(settings, capsys, "block", account_id, "--reason", "abuse")
     assert (code, "now DENY (manual_block)" in said) == (0, True), said
     assert (await billing.eligibility(account_id))["reasons"] == ["manual_block"]
-    code, said = await run(settings, capsys, "lift", account_id)
+    code, said = await run(settings, capsys, "lift", account_id, "--actor", "somebody else")
     assert (code, "now ALLOW (active)" in said) == (0, True), said
+    assert await billing.database.fetchval("SELECT lifted_by FROM overlays") == "somebody else"
     guest = new_id("acct")
     until = TOMORROW.isoformat()
     allow = ("allow", guest, "--reason", "pilot")
