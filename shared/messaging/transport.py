@@ -49,6 +49,10 @@ class GatheringWriter:
         self._send()
         await self._writer.drain()
 
+    def write_eof(self) -> None:
+        self._send()
+        self._writer.write_eof()
+
     def close(self) -> None:
         self._send()
         self._writer.close()

@@ -22,6 +22,9 @@ class Socket(asyncio.Transport):
         assert not self.closed
         self.writes.append(bytes(data))
 
+    def write_eof(self) -> None:
+        self.writes.append(b"(end)")
+
     def is_closing(self) -> bool:
         return self.closed
 
@@ -65,6 +68,13 @@ async def test_a_close_sends_first_what_was_gathered(writer: GatheringWriter, so
     writer.close()
 
     assert (socket.writes, writer.is_closing()) == ([b"last words"], True)
+
+
+async def test_the_end_of_a_stream_comes_after_what_was_gathered(writer: GatheringWriter, socket: Socket) -> None:
+    writer.write(b"last words")
+    writer.write_eof()
+
+    assert socket.writes == [b"last words", b"(end)"]
 
 
 async def test_what_is_written_to_a_lost_connection_is_dropped(writer: GatheringWriter, socket: Socket) -> None:
