@@ -113,7 +113,7 @@ def describe_problems(error: ValidationError) -> list[str]:
 def _message_of(problem: ErrorDetails) -> str:
     if problem["type"] == "too_short":  # pydantic counts the items of a secret
         return f"must have at least {problem['ctx']['min_length']} characters"
-    return problem["msg"]
+    return problem["msg"].removeprefix("Value error, ")
 
 
 def secret_variables(names: Iterable[str]) -> dict[str, SecretStr]:

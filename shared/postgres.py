@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -73,6 +74,11 @@ class Database(Resource):
         self._acquire_timeout_seconds = acquire_timeout_seconds
         self._statement_timeout_seconds = statement_timeout_seconds
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it is, for a log line: user and password are not told."""
+        return urlsplit(self._dsn).netloc.rpartition("@")[2]
 
     async def start(self) -> None:
         milliseconds = str(int(self._statement_timeout_seconds * 1000))

@@ -36,6 +36,7 @@ STOP_SECONDS_MAX: Final = 10.0
 _STOP_SECONDS_MIN: Final = 0.2
 _CANCEL_AGAIN_SECONDS: Final = 0.2
 _DATABASE_RETRY_SECONDS: Final = 0.5
+_DATABASE_RETRY_SECONDS_MAX: Final = 4.0
 _MIGRATE_WAIT_SECONDS_MAX: Final = 3600.0
 _COUNT_SECONDS: Final = 15.0
 _YOUNG_OBJECTS_MAX: Final = 10_000
@@ -226,7 +227,7 @@ async def _stop(started: Sequence[Resource], drain_seconds: float) -> bool:
 
 
 async def _start(app: App, migrations: Path, started: list[Resource]) -> None:
-    await _start_database(app.database)
+    await _start_database(app)
     started.append(app.database)
     await check(app.database, read_migrations(app.name, migrations))
     # The listener is the last to start, and so the first to stop.
@@ -251,13 +252,22 @@ async def _start_one(resource: Resource, started: list[Resource]) -> None:
     started.append(resource)
 
 
-async def _start_database(database: Database) -> None:
+async def _start_database(app: App) -> None:
+    pause_seconds = _DATABASE_RETRY_SECONDS
     while True:
         try:
-            return await database.start()
+            return await app.database.start()
         except DatabaseUnavailable as error:
-            log.warning("database.unreachable", cause=type(error.__cause__).__name__, error=str(error))
-            await asyncio.sleep(_DATABASE_RETRY_SECONDS)
+            log.warning(
+                "database.unreachable",
+                setting=f"{app.name.upper()}_DATABASE_URL",
+                address=app.database.address,
+                cause=type(error.__cause__).__name__,
+                error=str(error),
+                retry_seconds=pause_seconds,
+            )
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(2 * pause_seconds, _DATABASE_RETRY_SECONDS_MAX)
 
 
 async def _first(starting: asyncio.Task[None], stopping: asyncio.Event) -> bool:

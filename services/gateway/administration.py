@@ -11,6 +11,7 @@ from typing import Final
 
 from services.gateway.api_keys import new_key
 from services.gateway.config import Settings
+from services.gateway.schemas.accounts import NAME_LENGTH_MAX
 from services.gateway.store import AccountStore
 from shared.ids import new_id
 from shared.postgres import Database
@@ -21,7 +22,7 @@ _PAGE: Final = 100
 
 def _add_accounts_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True)
-    actions.add_parser("create", help="create an account").add_argument("--name", required=True)
+    actions.add_parser("create", help="create an account").add_argument("--name", type=_name, required=True)
     actions.add_parser("list", help="list accounts, newest first")
 
 
@@ -31,9 +32,15 @@ def _add_keys_arguments(parser: argparse.ArgumentParser) -> None:
     owner = creating.add_mutually_exclusive_group(required=True)
     owner.add_argument("--account", help="the account it is for")
     owner.add_argument("--admin", action="store_true", help="an administrator's key, for /v1/admin only")
-    creating.add_argument("--name", help="what it is for")
+    creating.add_argument("--name", type=_name, help="what it is for")
     actions.add_parser("revoke", help="make a key useless").add_argument("id")
     actions.add_parser("list", help="list an account's keys").add_argument("--account", required=True)
+
+
+def _name(text: str) -> str:
+    if not 1 <= len(text) <= NAME_LENGTH_MAX:
+        raise argparse.ArgumentTypeError(f"a name has 1 to {NAME_LENGTH_MAX} characters")
+    return text
 
 
 async def _run_accounts(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -61,7 +68,7 @@ async def _run_keys(settings: Settings, arguments: argparse.Namespace) -> int:
             case "create":
                 return await _create_key(store, settings, arguments)
             case "revoke":
-                return _report(await store.update_key_revoked(arguments.id), f"There is no key {arguments.id}.")
+                return await _revoke_key(store, arguments.id)
             case _:
                 return await _list_keys(store, arguments.account)
     finally:
@@ -70,7 +77,7 @@ async def _run_keys(settings: Settings, arguments: argparse.Namespace) -> int:
 
 async def _create_key(store: AccountStore, settings: Settings, arguments: argparse.Namespace) -> int:
     if arguments.account and await store.select_account(arguments.account) is None:
-        return _report(False, f"There is no account {arguments.account}.")
+        return _refused(f"There is no account {arguments.account}.")
     made = new_key("admin" if arguments.admin else "account", settings.api_key_pepper.get_secret_value())
     key = await store.insert_key(
         new_id("key"),
@@ -80,6 +87,13 @@ async def _create_key(store: AccountStore, settings: Settings, arguments: argpar
         last_four=made.last_four,
     )
     _print({**asdict(key), "key": made.text})
+    return 0
+
+
+async def _revoke_key(store: AccountStore, key_id: str) -> int:
+    if not await store.update_key_revoked(key_id):
+        return _refused(f"There is no key {key_id}.")
+    sys.stdout.write(f"{key_id} is revoked: within a second nobody gets in by it.\n")
     return 0
 
 
@@ -102,10 +116,9 @@ def _print(fields: Mapping[str, object]) -> None:
     sys.stdout.write(json.dumps(fields, default=str) + "\n")
 
 
-def _report(succeeded: bool, complaint: str) -> int:
-    if not succeeded:
-        sys.stderr.write(complaint + "\n")
-    return 0 if succeeded else 1
+def _refused(complaint: str) -> int:
+    sys.stderr.write(complaint + "\n")
+    return 1
 
 
 COMMANDS: Final = {

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
 from services.gateway.schemas.base import Incoming, Outgoing
 
+NAME_LENGTH_MAX: Final = 200
+
 
 class CreateAccount(Incoming):
     """Whoever pays: the owner of sessions, requests and keys."""
 
-    name: str = Field(min_length=1, max_length=200)
+    name: str = Field(min_length=1, max_length=NAME_LENGTH_MAX)
 
 
 class CreateKey(Incoming):
     """A key of an account. `name` reminds its owner what it is for."""
 
-    name: str | None = Field(default=None, min_length=1, max_length=200)
+    name: str | None = Field(default=None, min_length=1, max_length=NAME_LENGTH_MAX)
 
 
 class AccountView(Outgoing):
