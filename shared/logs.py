@@ -76,7 +76,6 @@ def configure(service: str, level: str) -> None:
             foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared_steps],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                redact,
                 structlog.processors.JSONRenderer(),
             ],
         )
