@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
-from tenacity import RetryCallState, Retrying, retry_if_exception_type
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from services.orchestrator import backoff
 from services.orchestrator.admission import Admission, Admitted
@@ -161,23 +161,17 @@ class Runner:
         return await self._retried(run)
 
     async def _retried(self, run: Run) -> Verdict:
-        # A new object for each claim: it keeps the count of its sleeping. Cut and cancellation pass through it. The
-        # pauses are slept here: AsyncRetrying looks at each step whether each of its callables is a coroutine function.
-        retrying = Retrying(
+        # A new object for each claim: it keeps the count of its sleeping. Cut and cancellation pass through it.
+        retrying = AsyncRetrying(
             retry=retry_if_exception_type(AttemptFailed),
             wait=_pause_asked,
             stop=_slept_enough,
-            sleep=lambda _: None,
+            sleep=run.sleep,
             before_sleep=partial(_note_pause, run, self._clock),
             reraise=True,
         )
         try:
-            for attempt in retrying:
-                with attempt:
-                    if attempt.retry_state.attempt_number > 1:
-                        await run.sleep(attempt.retry_state.upcoming_sleep)
-                    return await self._attempt(run)
-            raise AssertionError("an attempt that is not repeated returns or raises")
+            return await retrying(self._attempt, run)
         except AttemptFailed as failure:
             until = self._clock.now() + timedelta(seconds=failure.pause_seconds)
             return self._wait_or_give_up(run, failure.waiting_on, until)
