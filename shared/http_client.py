@@ -201,7 +201,7 @@ class HttpClient(Resource):
             stream=httpx.ByteStream(content or b""),
             extensions={"timeout": timeouts.for_httpx()},
         )
-        request.read()
+        request.read()  # what is not read yet the transport would send in chunks
         with _failures_named():
             response = await self._transport.handle_async_request(request)
         try:

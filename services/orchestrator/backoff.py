@@ -170,4 +170,4 @@ def deadline_exceeded(attempts: Sequence[AttemptRecord], waited_for: WaitingOn |
     reason = f" It waited for {waited_for}." if waited_for else ""
     if attempts and attempts[-1].outcome not in ("succeeded", "deadline"):
         reason += f" The last attempt ended with {described(attempts[-1])}."
-    return Failure(code="deadline_exceeded", message=f"The request did not end before its deadline.{reason}")
+    return Failure(code="deadline_exceeded", message=f"The request could not end before its deadline.{reason}")

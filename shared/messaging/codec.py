@@ -31,7 +31,7 @@ class Encoded:
     body: bytes
     headers: dict[str, Any]
     properties: spec.Basic.Properties
-    """With these headers."""
+    """These headers are in them: what is added there goes out."""
 
 
 def encode(message: Message) -> Encoded:
