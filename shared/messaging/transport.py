@@ -6,8 +6,12 @@ import asyncio
 from typing import Any, cast
 
 from aio_pika import RobustConnection
-from aiormq import TransportFactory
+from aiormq import Connection, TransportFactory
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory
+
+# Of frames that the driver's writer has not taken yet. With its own ten, the eleventh message of a batch waits for the
+# next turn, and each after it for one more.
+Connection.FRAME_BUFFER_SIZE = 1_000
 
 
 class GatheringConnection(RobustConnection):

@@ -20,6 +20,7 @@ from shared.messaging.owed import OwedPublishes
 from shared.messaging.parking import Parking
 from shared.messaging.publisher import Publisher
 from shared.messaging.replay import replay
+from shared.messaging.transport import GatheringWriter
 from shared.messaging.wake import WakeQueue
 from shared.postgres import Database, DatabaseRefused
 from tests.support.bus import Bus, bus, eventually
@@ -603,6 +604,23 @@ async def test_hints_that_come_closely_share_a_write_where_an_interval_is_asked_
     await eventually(lambda: _has(writes, 50))
     await slow.stop()
     assert sum(writes) <= 2 + (loop.time() - began) / interval_seconds
+
+
+async def test_a_hundred_messages_that_are_published_together_are_one_write_to_the_broker(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes: list[int] = []
+    send = GatheringWriter._send
+
+    def noted(self: GatheringWriter) -> None:
+        if self._gathered:
+            writes.append(len(self._gathered))
+        send(self)
+
+    monkeypatch.setattr(GatheringWriter, "_send", noted)
+    assert await world.publisher.publish_each([fact(number) for number in range(100)]) == ["confirmed"] * 100
+    # A heartbeat, or the acks of another connection, may be written meanwhile.
+    assert max(writes) == 100
 
 
 async def test_an_unroutable_mandatory_message_is_not_taken_for_published(world: World) -> None:
