@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from http import HTTPStatus
 from typing import Final, Literal
 
 import aiohttp
@@ -76,8 +77,9 @@ class StreamedResponse:
 
     def __init__(self, response: httpx.Response, *, read_seconds: float | None, body_bytes_max: int) -> None:
         self.status = response.status_code
-        # It fits any bytes. To find out which one does, httpx would decode every header.
-        response.headers.encoding = "iso-8859-1"
+        if self.status == HTTPStatus.OK:
+            # It fits any bytes. To find out which encoding does, httpx would decode every header.
+            response.headers.encoding = "iso-8859-1"
         self.headers: Mapping[str, str] = response.headers
         # The transport's stream: around it httpx counts and cuts chunks anew.
         assert isinstance(response.stream, httpx.AsyncByteStream)

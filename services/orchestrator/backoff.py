@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Final, Literal
@@ -75,11 +76,12 @@ def _seconds_said(headers: Mapping[str, str], now: datetime) -> float | None:
 
 
 def _number(text: str | None) -> float | None:
-    try:
-        number = float(text or "")
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and number >= 0 else None
+    """The greatest of a list, which is what comes of a header that a proxy has added once more."""
+    numbers = []
+    for part in (text or "").split(","):
+        with suppress(ValueError):
+            numbers.append(float(part))
+    return max((number for number in numbers if math.isfinite(number) and number >= 0), default=None)
 
 
 def _date(text: str | None) -> datetime | None:

@@ -26,6 +26,7 @@ from services.orchestrator.task import FailureKind
 from shared.clock import Clock
 from shared.http_client import CallFailed, CallFailure, HttpClient, StreamedResponse, Timeouts
 
+_ERROR_BODY_SECONDS: Final = 1.0
 _RAW_BYTES_PER_OUTPUT_BYTE: Final = 64
 """Each token comes in a frame of some hundred bytes."""
 
@@ -125,6 +126,8 @@ class _Call:
     async def read(self, response: StreamedResponse, silence: asyncio.Timeout) -> Answer:
         self._status = response.status
         if response.status != 200:
+            # What the status and a Retry-After say must not be lost with a body that does not come.
+            silence.reschedule(None)
             await self._refused(response)
         try:
             if response.headers.get("content-type", "").startswith("application/json"):
@@ -205,10 +208,11 @@ async def _beginning(response: StreamedResponse) -> bytes:
     """As much of an error's body as can matter; the status says enough where the rest does not come."""
     body = b""
     try:
-        async for chunk in response.chunks():
-            body += chunk
-            if len(body) > ERROR_BODY_BYTES_MAX:
-                break
-    except CallFailed:
+        async with asyncio.timeout(_ERROR_BODY_SECONDS):
+            async for chunk in response.chunks():
+                body += chunk
+                if len(body) > ERROR_BODY_BYTES_MAX:
+                    break
+    except (CallFailed, TimeoutError):
         return body
     return body

@@ -19,6 +19,7 @@ from shared.clock import SystemClock
 from shared.contracts.content import CallSettings, FunctionCallItem, MessageItem, RefusalItem
 from shared.http_client import HttpClient
 from tests.support.ports import free_port
+from tests.support.sockets import raw_peer
 from tests.support.standins import LlmControl
 
 BOUNDS = CallBounds(
@@ -199,6 +200,24 @@ async def test_silence_before_the_first_token_times_out(caller: Caller, llm: Llm
 async def test_comments_are_silence_too(caller: Caller, llm: LlmControl) -> None:
     await llm.script("case", {"comments": True, "between_chunks_ms": 150})
     assert (await caller.failure(bounds=bounds(first_token_seconds=0.05))).kind == "timed_out"
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(b"429 Too Many Requests", ("rate_limited", 60.0, False)), (b"500 Oops", ("server_error", 60.0, False))],
+)
+async def test_what_an_error_says_is_heard_although_its_body_does_not_come(
+    caller: Caller, status: bytes, expected: tuple[str, float, bool]
+) -> None:
+    async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A space of UTF-8 beside the number, and the header twice.
+        head = b"HTTP/1.1 %b\r\nRetry-After: 60\xc2\xa0\r\nRetry-After: 60\r\nContent-Length: 50\r\n\r\n{"
+        writer.write(head % status)
+        await reader.read()
+
+    async with raw_peer(begin) as url:
+        failure = await caller.failure(base_url=f"{url}/v1", bounds=bounds(first_token_seconds=0.2))
+    assert (failure.kind, failure.retry_after_seconds, failure.billable) == expected
 
 
 async def test_silence_after_the_first_token_is_a_stall(caller: Caller, llm: LlmControl) -> None:
