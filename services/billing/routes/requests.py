@@ -68,10 +68,10 @@ def _entries(found: RequestRecords) -> Iterator[RecordEntry]:
 
 
 def _hold_entries(hold: Any) -> Iterator[RecordEntry]:
-    """A denied request has no hold to tell of: its row only keeps the answer. One that ended before anybody asked has
-    its end."""
+    """A denied request has no hold to tell of: its row only keeps the answer. One that ended before anybody asked
+    has its end, also once somebody has."""
     was_held = hold["period_start"] is not None
-    was_denied = not was_held and hold["decision_id"] is not None
+    was_denied = not was_held and hold["expires_at"] is not None
     if was_held:
         data = {"tokens": hold["held_tokens"], "expires_at": hold["expires_at"].isoformat()}
         yield RecordEntry(at=hold["created_at"], type="hold.created", data=data)

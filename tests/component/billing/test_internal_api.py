@@ -70,10 +70,15 @@ async def test_a_request_that_ended_before_anybody_asked_for_a_hold_is_explained
     request_id, account_id = new_id("req"), new_id("acct")
     async with handling("billing.results", 1):
         await billing.bus.send(result(request_id, None, status="cancelled", account_id=account_id))
-    _, records = await billing.call("GET", f"/internal/requests/{request_id}/records", account_id=account_id)
-    assert [(entry["type"], entry["data"]) for entry in records["entries"]] == [
-        ("hold.released", {"tokens": 0, "reason": "cancelled_before_any_call", "result": "cancelled"})
-    ]
+    released = ("hold.released", {"tokens": 0, "reason": "cancelled_before_any_call", "result": "cancelled"})
+
+    async def entries() -> list[tuple[str, Any]]:
+        _, records = await billing.call("GET", f"/internal/requests/{request_id}/records", account_id=account_id)
+        return [(entry["type"], entry["data"]) for entry in records["entries"]]
+
+    assert await entries() == [released]
+    await billing.hold(question(request_id=request_id, account_id=account_id, expires_at=TOMORROW))
+    assert [entry for entry in await entries() if entry[0] != "decision.made"] == [released]
 
 
 async def test_what_belongs_to_another_account_is_not_found(billing: Billing) -> None:
