@@ -41,5 +41,5 @@ def exposition() -> tuple[bytes, str]:
 def _with_kept_children(metric: Labelled) -> Labelled:
     """`labels` by one look-up: the library's own checks and renders its arguments each time, under a lock. Not for a
     metric that is ever cleared or loses a child."""
-    metric.labels = lru_cache(maxsize=_CHILDREN_KEPT_MAX)(metric.labels)  # type: ignore[method-assign]
+    metric.labels = lru_cache(maxsize=_CHILDREN_KEPT_MAX, typed=True)(metric.labels)  # type: ignore[method-assign]
     return metric

@@ -58,8 +58,10 @@ class GatheringWriter:
         self._writer.write_eof()
 
     def close(self) -> None:
-        self._send()
-        self._writer.close()
+        try:
+            self._send()
+        finally:
+            self._writer.close()
 
     def _send(self) -> None:
         gathered, self._gathered = self._gathered, []
