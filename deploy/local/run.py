@@ -74,7 +74,7 @@ def up() -> int:
     """The same, and returns with everything running; a failure leaves nothing behind."""
     with _turn():
         if running(ROOT) and ENV_FILE.exists():
-            print(f"already up; {ENV_FILE} has the URLs and keys")
+            print(f"already up; {ENV_FILE} has the URLs and keys. What was set since counts after `make down`")
             return 0
         try:
             _start()
