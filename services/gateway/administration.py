@@ -93,7 +93,7 @@ async def _create_key(store: AccountStore, settings: Settings, arguments: argpar
 async def _revoke_key(store: AccountStore, key_id: str) -> int:
     if not await store.update_key_revoked(key_id):
         return _refused(f"There is no key {key_id}.")
-    sys.stdout.write(f"{key_id} is revoked: within a second nobody gets in by it.\n")
+    _print({"id": key_id, "revoked": True})
     return 0
 
 

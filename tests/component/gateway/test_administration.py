@@ -70,7 +70,8 @@ async def test_the_commands_do_the_same_without_a_server(gateway: Gateway, capsy
     _, [admin] = await run(gateway, capsys, "keys", "create", "--admin")
     assert (await gateway.call("GET", "/v1/sessions", key=created["key"])).status == 200
     assert (await gateway.call("GET", "/v1/admin/accounts", key=admin["key"])).status == 200
-    assert (await run(gateway, capsys, "keys", "revoke", created["id"]))[0] == 0
+    revoked = {"id": created["id"], "revoked": True}
+    assert await run(gateway, capsys, "keys", "revoke", created["id"]) == (0, [revoked])
     _, [listed] = await run(gateway, capsys, "keys", "list", "--account", account["id"])
     assert (listed["id"], listed["revoked_at"] is None) == (created["id"], False)
     assert (await run(gateway, capsys, "keys", "revoke", "key_unknown"))[0] == 1
