@@ -32,8 +32,9 @@ from shared.contracts.results import ResultEnded
 from shared.postgres import Connection, Database, Record
 
 _ENDING = """
-    state = i.state, started_at = COALESCE(r.started_at, i.started_at), ended_at = i.ended_at, end_heard_at = now(), result = i.result::jsonb,
-    waiting_on = NULL, next_check_at = NULL, requested_owed_at = NULL, cancel_owed_at = NULL, abandon_owed_at = NULL
+    state = i.state, started_at = COALESCE(r.started_at, i.started_at), ended_at = i.ended_at, end_heard_at = now(),
+    result = i.result::jsonb, waiting_on = NULL, next_check_at = NULL, requested_owed_at = NULL, cancel_owed_at = NULL,
+    abandon_owed_at = NULL
 """
 """Of a request r, from an ending i."""
 
